@@ -1,0 +1,1 @@
+"""What a task runs in. ``base`` has the interface, ``registry`` the names."""

@@ -1,0 +1,131 @@
+"""What the child of a shim does to itself between ``fork`` and ``exec``.
+
+Knows: the order in which walls must be put up, each needing a right that a later one takes
+away. Does not know: how it is decided which ones (``backend``). Every step that fails ends
+the launch: a task never gets less than was said. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import select
+import signal
+import stat
+from typing import Final
+
+from kohaku_daemon.backends.process import linux
+from kohaku_daemon.backends.process.group import Group
+from kohaku_daemon.backends.process.record import LaunchPlan, SandboxPlan
+
+#: Replaced by empty folders of the launch's own, in memory.
+_PRIVATE: Final = ("/tmp", "/var/tmp", "/dev/shm")
+_EMPTY: Final = linux.MS_NOSUID | linux.MS_NODEV
+
+
+class StepFailed(Exception):
+    """One step could not be done; the text is for the task's owner."""
+
+
+def make_user_namespace() -> None:
+    """Take the right to make other namespaces, as an ordinary user, by one of our own.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWPID)
+    for name, text in (
+        # Without "deny" an ordinary user may not write gid_map (man 7 user_namespaces).
+        ("setgroups", "deny"),
+        ("uid_map", f"{uid} {uid} 1"),
+        ("gid_map", f"{gid} {gid} 1"),
+    ):
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+            file.write(text)
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, or end now if that is past.
+
+    Args:
+        parent: A pidfd of the parent: getppid() is 0 across a pid namespace.
+    """
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if select.select([parent], [], [], 0)[0]:
+        os._exit(1)
+
+
+def become(plan: LaunchPlan, parent: int) -> None:
+    """Turn the calling process into the task: does not return if it works.
+
+    Args:
+        plan: What to become.
+        parent: A pidfd of the shim.
+
+    Raises:
+        StepFailed: A step failed. The process is half-way and must end.
+    """
+    os.setsid()
+    with _step("open its output files"):
+        _open_streams(plan)
+    if plan["group"] is not None:
+        with _step("join its cgroup"):
+            Group(plan["group"]["folders"]).join()
+    if plan["cores"]:
+        with _step("stay on its cores"):
+            os.sched_setaffinity(0, plan["cores"])
+    if plan["sandbox"] is not None:
+        with _step("make its namespaces"):
+            _build(plan["sandbox"], plan["scratch"], plan["uid"])
+    with _step("give up its rights"):
+        _drop_rights(plan["uid"])
+    die_with(parent)  # here, because a change of user forgets it (man 2 prctl)
+    _restore_defaults(plan)
+    with _step(f"enter its working directory {plan['workdir']}", named=False):
+        os.chdir(plan["workdir"])
+    _execute(plan["argv"], plan["env"])
+
+
+@contextlib.contextmanager
+def _step(what: str, *, named: bool = True):  # type: ignore[no-untyped-def]
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if named and error.filename else ""
+        raise StepFailed(f"cannot {what}: {error.strerror}{where}") from error
+
+
+def _open_streams(plan: LaunchPlan) -> None:
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, path in ((1, plan["stdout"]), (2, plan["stderr"])):
+        opened = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o640)
+        if plan["uid"] >= 0:
+            # So that a script may open /dev/stdout again, which checks the file's owner.
+            os.fchown(opened, plan["uid"], -1)
+        os.dup2(opened, number)
+
+
+def _build(sandbox: SandboxPlan, scratch: str, uid: int) -> None:
+    linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS)
+    linux.set_host_name(sandbox["hostname"])
+    # Nothing mounted here may travel back to the machine.
+    linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
+    kept = [(path, linux.clone_tree(path)) for path in (*sandbox["writable"], scratch)]
+    hosts = _clone_hosts(sandbox["hostname"])
+    linux.set_mount("/", linux.MOUNT_ATTR_RDONLY, below=True)
+    linux.mount("proc", "/proc", "proc", _EMPTY | linux.MS_NOEXEC)
+    for path in filter(os.path.isdir, _PRIVATE):
+        size = f",size={sandbox['tmp_size']}" if sandbox["tmp_size"] else ""
+        linux.mount("tmpfs", path, "tmpfs", _EMPTY, f"mode=1777{size}")
+    covered = [*_find_closed(scratch, uid), *sandbox["hidden"]]
+    covered = [path for path in covered if _cover(path)]
+    for path, tree in kept:
+        os.makedirs(path, exist_ok=True)
+        linux.set_mount(tree, linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV, below=True)
+        linux.attach(tree, path)
+    linux.attach(hosts, "/etc/hosts")
+    for path in covered:
+        linux.set_mount(path, linux.MOUNT_ATTR_RDONLY, below=False)

@@ -1,0 +1,1 @@
+"""Who may do what: tokens as digests, and the rules of roles and owners."""

@@ -1,0 +1,164 @@
+"""What can happen to the host, as data. Requests of people are events too, and are answered.
+
+Time is not in them: ``handle`` is given it. Randomness is: digests and ids of secrets are
+made by the shell and arrive as values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from kohaku_daemon.core.access.permissions import Actor
+from kohaku_daemon.core.cluster.records import BatchRecord
+from protocol.ids import NodeName, TaskId
+from protocol.messages.runner import AttemptReport
+from protocol.messages.task import SubmitTask
+from protocol.models.node import Inventory, Readings
+from protocol.models.task import TaskState
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitAsked:
+    """Answered with ``Submitted``."""
+
+    actor: Actor
+    request: SubmitTask
+    #: Of the request, its id left out.
+    digest: bytes
+    #: What the store has under this owner and request id.
+    earlier: BatchRecord | None = None
+
+
+class Verb(StrEnum):
+    """What can be asked of a task that exists."""
+
+    KILL = "kill"
+    PAUSE = "pause"
+    RESUME = "resume"
+
+
+@dataclass(frozen=True, slots=True)
+class SteerAsked:
+    """Answered with ``SteerResult``."""
+
+    actor: Actor
+    verb: Verb
+    tasks: tuple[TaskId, ...]
+    #: Those of them that the store has as ended.
+    ended: Mapping[TaskId, TaskState] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DrainAsked:
+    """Answered with the node."""
+
+    actor: Actor
+    node: str
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LabelAsked:
+    """Answered with the node."""
+
+    actor: Actor
+    node: str
+    set: Mapping[str, str]
+    unset: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveAsked:
+    """Answered with the node as it was."""
+
+    actor: Actor
+    node: str
+    force: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JoinTokenAsked:
+    """Answered with the time it expires, UTC seconds."""
+
+    actor: Actor
+    digest: str
+    prefix: str
+    uses: int
+    lasts_s: float
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class JoinAsked:
+    """A runner wants to become a node. Answered with its name."""
+
+    token_digest: str
+    node: str
+    credential_digest: str
+    labels: Mapping[str, str]
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerRegistered:
+    """A runner's link is open and it has said all it knows. Answered with its name."""
+
+    node: NodeName
+    address: str
+    inventory: Inventory
+    attempts: tuple[AttemptReport, ...]
+    #: Tasks among them that the store has as ended.
+    ended: frozenset[TaskId] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerReported:
+    """Launches changed. Answered with None once committed."""
+
+    node: NodeName
+    reports: tuple[AttemptReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerBeat:
+    """A heartbeat came."""
+
+    node: NodeName
+    readings: Readings
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerGone:
+    """A runner's link is closed."""
+
+    node: NodeName
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """Time has passed: look for what is overdue."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementDue:
+    """All events at hand are handled: place what waits."""
+
+
+ClusterEvent = (
+    SubmitAsked
+    | SteerAsked
+    | DrainAsked
+    | LabelAsked
+    | RemoveAsked
+    | JoinTokenAsked
+    | JoinAsked
+    | RunnerRegistered
+    | RunnerReported
+    | RunnerBeat
+    | RunnerGone
+    | Ticked
+    | PlacementDue
+)

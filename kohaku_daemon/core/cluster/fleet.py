@@ -1,0 +1,178 @@
+"""The nodes: who belongs to the cluster, who is there, who is given work.
+
+Knows: joining, registering, silence, draining, labels, removal of one node.
+Does not know: the tasks on it; the engine brings both together.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from msgspec.structs import replace
+
+from kohaku_daemon.core.cluster.records import JoinTokenRecord, NodeRecord
+from kohaku_daemon.core.placement.place import Site
+from protocol.errors import Conflict, NotFound, Unauthenticated
+from protocol.ids import NodeName
+from protocol.models.node import Inventory, Node, NodeState, Readings
+
+#: A link that is open but silent for this many heartbeats counts as down.
+MISSED_HEARTBEATS: Final = 5
+
+
+@dataclass(slots=True)
+class FleetNode:
+    """One node of the cluster."""
+
+    record: NodeRecord
+    site: Site
+    state: NodeState = NodeState.OFFLINE
+    #: UTC seconds since it is offline; meaningless while online.
+    offline_since: float = 0.0
+    seen_at: float = 0.0
+    readings: Readings | None = None
+
+    @property
+    def name(self) -> NodeName:
+        """Its name."""
+        return self.record.name
+
+    @property
+    def is_online(self) -> bool:
+        """Whether its runner is there."""
+        return self.state is NodeState.ONLINE
+
+    def close_or_open(self) -> None:
+        """Tell placement whether this node takes work, and if not why."""
+        if not self.is_online:
+            self.site.closed = f"the node is {self.state}"
+        elif self.record.draining:
+            self.site.closed = "the node is draining"
+        else:
+            self.site.closed = ""
+
+    def view(self) -> Node:
+        """Show it to people."""
+        return Node(
+            name=self.name,
+            state=self.state,
+            draining=self.record.draining,
+            labels=self.record.labels,
+            inventory=self.record.inventory,
+            claimed=self.site.books.claimed(),
+            readings=self.readings if self.is_online else None,
+            seen_at=self.seen_at,
+            joined_at=self.record.joined_at,
+        )
+
+
+@dataclass(slots=True)
+class Fleet:
+    """All nodes and the tokens that let more in."""
+
+    nodes: dict[NodeName, FleetNode] = field(default_factory=dict)
+    join_tokens: dict[str, JoinTokenRecord] = field(default_factory=dict)
+
+    def load(self, records: Iterable[NodeRecord], now: float) -> None:
+        """Take the nodes of a store. All are offline until their runners register."""
+        for record in records:
+            self._add(record, now)
+
+    @property
+    def sites(self) -> dict[NodeName, Site]:
+        """The nodes as placement sees them."""
+        return {name: node.site for name, node in self.nodes.items()}
+
+    def find(self, name: str) -> FleetNode:
+        """Give a node.
+
+        Raises:
+            NotFound: With the names there are, the nearest first.
+        """
+        node = self.nodes.get(NodeName(name))
+        if node is None:
+            raise NotFound(f"no node is called {name!r}", hint=self._hint(name))
+        return node
+
+    def admit(
+        self, token_digest: str, name: NodeName, credential: str, labels: dict[str, str], now: float
+    ) -> tuple[FleetNode, JoinTokenRecord | None]:
+        """Let a runner in as a new node, and give the token as it is after its use.
+
+        A runner that asks again because the answer was lost is let in again, and the token
+        is not used up twice: then there is no token to store.
+
+        Raises:
+            Unauthenticated: The token is unknown, used up, expired or for another name.
+            Conflict: The name belongs to another runner.
+        """
+        there = self.nodes.get(name)
+        if there is not None and there.record.credential == credential:
+            return there, None
+        token = self._usable_token(token_digest, name, now)
+        if there is not None:
+            raise Conflict(
+                f"a node called {name} is in the cluster already",
+                hint=f"give this runner another name, or first: kohaku node remove {name}",
+            )
+        record = NodeRecord(name=name, credential=credential, joined_at=now, labels=labels)
+        token = replace(token, uses_left=token.uses_left - 1)
+        self.join_tokens[token_digest] = token
+        return self._add(record, now), token
+
+    def online(self, node: FleetNode, inventory: Inventory, now: float) -> None:
+        """A runner has registered."""
+        node.record = replace(node.record, inventory=inventory)
+        node.state = NodeState.ONLINE
+        node.seen_at = now
+        node.site.books.refit(inventory, {})
+        node.close_or_open()
+
+    def offline(self, node: FleetNode, now: float) -> None:
+        """A runner has gone, or fallen silent."""
+        node.state = NodeState.OFFLINE
+        node.offline_since = now
+        node.readings = None
+        node.close_or_open()
+
+    def drop_expired_tokens(self, now: float) -> list[str]:
+        """Forget join tokens that can no longer be used; give their digests."""
+        gone = [
+            digest
+            for digest, token in self.join_tokens.items()
+            if token.expires_at <= now or token.uses_left <= 0
+        ]
+        for digest in gone:
+            del self.join_tokens[digest]
+        return gone
+
+    def _add(self, record: NodeRecord, now: float) -> FleetNode:
+        node = FleetNode(record, Site(record.name, labels=record.labels), offline_since=now)
+        node.site.books.refit(record.inventory)
+        node.close_or_open()
+        self.nodes[record.name] = node
+        return node
+
+    def _usable_token(self, digest: str, name: NodeName, now: float) -> JoinTokenRecord:
+        hint = "make a new one with: kohaku node join-token"
+        token = self.join_tokens.get(digest)
+        if token is None or token.uses_left <= 0:
+            raise Unauthenticated("the join token is unknown or used up", hint=hint)
+        if token.expires_at <= now:
+            raise Unauthenticated(f"the join token {token.prefix}... has expired", hint=hint)
+        if token.node and token.node != name:
+            raise Unauthenticated(
+                f"the join token {token.prefix}... is for node {token.node}, not {name}", hint=hint
+            )
+        return token
+
+    def _hint(self, name: str) -> str:
+        if not self.nodes:
+            return "no node has joined yet; let one in with: kohaku node join-token"
+        near = difflib.get_close_matches(name, self.nodes, n=1)
+        if near:
+            return f"did you mean {near[0]}? all nodes: kohaku node list"
+        return "see all nodes with: kohaku node list"

@@ -1,0 +1,144 @@
+"""What the host remembers of things, as it is stored.
+
+Knows: the fields of every stored record. Field names and meanings are the schema: add
+fields with defaults, never rename; what changes more goes through ``store.migrations``.
+Does not know: files, SQL, who may read what.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from protocol.ids import BatchId, NodeName, TaskId, UserName
+from protocol.models.access import Role
+from protocol.models.node import Inventory
+from protocol.models.target import Target
+from protocol.models.task import Change, Claim, Exit, TaskSpec, TaskState
+
+
+class BatchRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One submission: written once, with all its tasks, before it is answered."""
+
+    id: BatchId
+    owner: UserName
+    #: Of the client; unique per owner.
+    request_id: str
+    #: SHA3-256 of the request, so that a request id used twice for different things is noticed.
+    digest: bytes
+    spec: TaskSpec
+    targets: tuple[Target, ...] = ()
+    rows: tuple[dict[str, str], ...] = ()
+    size: int = 1
+    #: Task ids as runs of consecutive numbers, (first, count).
+    runs: tuple[tuple[int, int], ...] = ()
+    created_at: float = 0.0
+
+
+class TaskRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One task. Only the engine changes it; its spec is its batch's."""
+
+    id: TaskId
+    batch: BatchId
+    index: int = 0
+    owner: UserName
+    state: TaskState = TaskState.QUEUED
+    node: NodeName = NodeName("")
+    claim: Claim | None = None
+    attempt: int = 0
+    reason: str = ""
+    exit: Exit | None = None
+    created_at: float = 0.0
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    #: Who asked for its end, while or after it was carried out; empty for nobody.
+    kill_asked_by: str = ""
+    history: tuple[Change, ...] = ()
+
+
+class EventRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of the diary."""
+
+    id: int
+    at: float
+    kind: str
+    text: str
+    node: str = ""
+    task: TaskId | None = None
+    actor: str = ""
+
+
+class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One state-changing call: who, from where, what, and whether it was done."""
+
+    at: float
+    actor: str
+    role: str
+    address: str
+    method: str
+    #: The parameters without secrets, variables and command lines.
+    subject: str = ""
+    #: ``ok`` or the code of the error.
+    outcome: str = "ok"
+
+
+class NodeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One node, in cluster.json."""
+
+    name: NodeName
+    #: SHA3-512 of the runner's credential, hexadecimal.
+    credential: str
+    joined_at: float = 0.0
+    draining: bool = False
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    #: As last registered.
+    inventory: Inventory = Inventory()
+
+
+class TokenRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One API token, in cluster.json."""
+
+    #: SHA3-512 of the token, hexadecimal.
+    digest: str
+    #: First characters, to tell tokens apart.
+    prefix: str
+    user: UserName
+    role: Role
+    created_at: float = 0.0
+    #: UTC seconds; 0.0 for never.
+    expires_at: float = 0.0
+
+
+class JoinTokenRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One join token, in cluster.json."""
+
+    digest: str
+    prefix: str
+    uses_left: int
+    expires_at: float
+    #: Only this node may join with it; empty for any.
+    node: str = ""
+    created_by: str = ""
+
+
+#: What is kept in cluster.json: small, and an admin may want to read it.
+Document = NodeRecord | TokenRecord | JoinTokenRecord
+
+
+@dataclass(frozen=True, slots=True)
+class PutDocument:
+    """Keep this record in place of the one of the same kind and key, if there is one."""
+
+    record: Document
+
+
+@dataclass(frozen=True, slots=True)
+class DropDocument:
+    """Forget the record of this kind and key: a node's name, a token's digest."""
+
+    kind: type[Document]
+    key: str
+
+
+DocumentChange = PutDocument | DropDocument

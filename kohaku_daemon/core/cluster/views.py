@@ -1,0 +1,200 @@
+"""What people see of the host's memory: rows, explanations, the state of the whole."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from msgspec.structs import replace
+
+from kohaku_daemon.core.access.permissions import Actor, may_see_contents
+from kohaku_daemon.core.cluster.records import BatchRecord, TaskRecord
+from kohaku_daemon.core.cluster.state import ClusterState
+from kohaku_daemon.core.placement.place import verdict
+from protocol.messages.cluster import Status
+from protocol.models.node import Claimed, NodeState
+from protocol.models.task import Batch, Cause, Exit, Explanation, Task, TaskSpec, TaskState
+
+#: Stands where the reader may not see a command.
+_HIDDEN = ("(hidden)",)
+
+
+def view_task(task: TaskRecord, batch: BatchRecord, *, history: bool = False) -> Task:
+    """Show a task as its owner sees it."""
+    row = batch.rows[task.index] if batch.rows else {}
+    spec = replace(batch.spec, env={**batch.spec.env, **row}) if row else batch.spec
+    return Task(
+        id=task.id,
+        batch=task.batch,
+        index=task.index,
+        size=batch.size,
+        owner=task.owner,
+        state=task.state,
+        spec=spec,
+        target=batch.targets[task.index] if batch.targets else None,
+        node=task.node,
+        claim=task.claim,
+        attempt=task.attempt,
+        reason=task.reason,
+        exit=task.exit,
+        created_at=task.created_at,
+        started_at=task.started_at,
+        ended_at=task.ended_at,
+        kill_asked=bool(task.kill_asked_by) and not task.state.is_final,
+        history=task.history if history else (),
+    )
+
+
+def redact_task(task: Task, actor: Actor) -> Task:
+    """Blank what an actor may not see: command, variables, working directory."""
+    if may_see_contents(actor, task.owner):
+        return task
+    spec = replace(task.spec, command=_HIDDEN, env={}, workdir="")
+    return replace(task, spec=spec)
+
+
+def view_batch(batch: BatchRecord, states: dict[str, int]) -> Batch:
+    """Show a batch with its tasks counted by state."""
+    return Batch(
+        id=batch.id,
+        owner=batch.owner,
+        name=batch.spec.name,
+        size=batch.size,
+        created_at=batch.created_at,
+        states=states,
+    )
+
+
+def explain_task(state: ClusterState, task: TaskRecord) -> Explanation:
+    """Say why a live task is where it is."""
+    batch = state.batch_of(task)
+    request = batch.request(task.index)
+    if task.state is not TaskState.QUEUED:
+        return Explanation(task.id, task.state, describe(task, batch.record.spec))
+    verdicts = []
+    for node in sorted(state.fleet.nodes.values(), key=lambda node: node.name):
+        held_for = state.backlog.held_for(node.name)
+        reason = (
+            f"kept free for task {held_for}, which waits longer or has higher priority"
+            if held_for is not None and held_for != task.id
+            else ""
+        )
+        verdicts.append(verdict(request, node.site, reason))
+    ahead = state.backlog.ahead_of(task.id)
+    hopeful = sum(one.could_ever for one in verdicts)
+    if not verdicts:
+        summary = "waits: no node has joined the cluster"
+    elif not hopeful:
+        summary = "waits: no node there is could ever hold it"
+    else:
+        nodes = f"{hopeful} of {len(verdicts)} nodes" if len(verdicts) > 1 else "the one node"
+        summary = f"waits for room: {nodes} could hold it when idle"
+    return Explanation(task.id, task.state, summary, ahead, tuple(verdicts))
+
+
+def describe(task: TaskRecord, spec: TaskSpec) -> str:
+    """Say in one sentence where a placed or ended task stands."""
+    asked = f"; {task.kill_asked_by} has asked for its end" if task.kill_asked_by else ""
+    match task.state:
+        case TaskState.QUEUED:
+            return "waits for room"
+        case TaskState.ASSIGNED:
+            return f"ordered on {task.node}, which has not confirmed it yet{asked}"
+        case TaskState.PREPARING:
+            return f"{task.node} has the order and makes ready{asked}"
+        case TaskState.RUNNING:
+            return f"runs on {task.node}{asked}"
+        case TaskState.PAUSED:
+            return f"is held still on {task.node}{asked}"
+        case TaskState.LOST:
+            return f"{task.node} is away; if it comes back the task is known again{asked}"
+        case _:
+            return task.reason or (
+                describe_exit(task.exit, spec, task.kill_asked_by) if task.exit else str(task.state)
+            )
+
+
+def describe_exit(exit_: Exit, spec: TaskSpec, killed_by: str) -> str:
+    """Say in one sentence how a task ended."""
+    more = f": {exit_.message}" if exit_.message else ""
+    signalled = f"signal {exit_.signal}" if exit_.signal is not None else "a signal"
+    match exit_.cause:
+        case Cause.EXITED:
+            oom = f"; the kernel killed {exit_.oom_kills} of its processes for memory"
+            return f"exited with {exit_.code}{oom if exit_.oom_kills else ''}{more}"
+        case Cause.SIGNALLED:
+            return f"ended by {signalled}{more}"
+        case Cause.OOM:
+            limit = f" of {spec.memory} bytes" if spec.memory else ""
+            return f"ran out of memory: the kernel ended it at its limit{limit}{more}"
+        case Cause.KILLED:
+            by = f" by {killed_by}" if killed_by else ""
+            how = f" with {signalled}" if exit_.signal is not None else ""
+            return f"killed{by}{how}{more}"
+        case Cause.START_FAILED:
+            return f"could not be started{more}"
+        case Cause.NODE_FAILED:
+            return f"its node failed{more}"
+        case Cause.NODE_REMOVED:
+            return f"its node was removed from the cluster{more}"
+
+
+def view_status(
+    state: ClusterState, version: str, started_at: float, ended: dict[str, int]
+) -> Status:
+    """Show the cluster at a glance. ``ended`` counts tasks that ended lately, by state."""
+    nodes = state.fleet.nodes.values()
+    tasks = Counter(str(task.state) for task in state.tasks.values())
+    return Status(
+        cluster=state.cluster,
+        version=version,
+        started_at=started_at,
+        nodes=dict(Counter(str(node.state) for node in nodes)),
+        draining=sum(node.record.draining for node in nodes),
+        tasks={**tasks, **ended},
+        capacity=_sum(
+            Claimed(
+                tasks=node.record.inventory.max_tasks,
+                cores=len(node.record.inventory.cores),
+                memory=node.record.inventory.memory,
+                gpus=len(node.record.inventory.gpus),
+            )
+            for node in nodes
+            if node.is_online
+        ),
+        claimed=_sum(node.site.books.claimed() for node in nodes),
+        problems=tuple(_problems(state)),
+    )
+
+
+def _problems(state: ClusterState) -> list[str]:
+    nodes = sorted(state.fleet.nodes.values(), key=lambda node: node.name)
+    problems = []
+    for node in nodes:
+        if node.state is not NodeState.ONLINE:
+            count = len(state.tasks_on(node.name))
+            problems.append(f"node {node.name} is {node.state} with {count} tasks on it")
+        problems += [
+            f"node {node.name}: backend {info.name}: {info.message}"
+            for info in node.record.inventory.backends
+            if not info.healthy
+        ]
+        problems += [
+            f"node {node.name}: GPU {gpu} is out of service: {fault}"
+            for gpu, fault in node.site.books.faults.items()
+        ]
+    if not nodes:
+        problems.append("no node has joined; let one in with: kohaku node join-token")
+    return problems
+
+
+def _sum(parts: Iterable[Claimed]) -> Claimed:
+    total = Claimed()
+    for part in parts:
+        total = Claimed(
+            total.tasks + part.tasks,
+            total.cores + part.cores,
+            total.memory + part.memory,
+            total.gpus + part.gpus,
+        )
+    return total

@@ -1,0 +1,284 @@
+"""The runner as one state machine: ``handle(event, now) -> actions``.
+
+Knows: that an attempt is launched at most once, what a restart finds, when a report may be
+forgotten. The backend's own facts are asked again after a restart, so only what they cannot
+tell is kept in the vault: that the order came, that its end was asked for, that the host
+knows the end.
+Does not know: processes, containers, sockets, files, the clock.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Final, assert_never
+
+from msgspec.structs import replace
+
+from kohaku_daemon.core.node.actions import (
+    AdoptLaunch,
+    Forget,
+    KillLaunch,
+    NodeAction,
+    PauseLaunch,
+    Remember,
+    RemoveLaunch,
+    ResumeLaunch,
+    SendReport,
+    StartLaunch,
+    WatchLaunch,
+)
+from kohaku_daemon.core.node.events import (
+    KillOrdered,
+    LaunchExited,
+    LaunchFailed,
+    LaunchFound,
+    LaunchHeld,
+    LaunchRefused,
+    LaunchStarted,
+    NodeEvent,
+    PauseOrdered,
+    ReportsTaken,
+    ResumeOrdered,
+    StartOrdered,
+)
+from kohaku_daemon.core.node.records import LaunchRecord
+from kohaku_daemon.core.workload import Found, Handle, Launch
+from protocol.ids import BatchId, TaskId
+from protocol.messages.runner import AttemptReport, AttemptState
+from protocol.models.task import Cause, Exit, TaskSpec
+
+#: Settled launches that are still refused if ordered again. The link keeps orders in
+#: sequence and a new link ends the old one, so only the newest could ever be repeated.
+_FENCED_LAUNCHES: Final = 10_000
+
+_ALIVE: Final = frozenset({AttemptState.RUNNING, AttemptState.PAUSED})
+
+
+class NodeEngine:
+    """The runner's decisions."""
+
+    def __init__(self) -> None:
+        self._records: OrderedDict[str, LaunchRecord] = OrderedDict()
+        self._settled: OrderedDict[str, None] = OrderedDict()
+        #: Launches of an earlier run whose fate is being asked of their backends.
+        self._unknown: set[str] = set()
+        self._out: list[NodeAction] = []
+        self._now = 0.0
+
+    @property
+    def is_recovered(self) -> bool:
+        """Whether the fate of every launch of an earlier run is known."""
+        return not self._unknown
+
+    def attempts(self) -> tuple[AttemptReport, ...]:
+        """Give what a new link is told: every launch the host may not know the end of."""
+        return tuple(record.report() for record in self._records.values() if not record.settled)
+
+    def live(self) -> list[LaunchRecord]:
+        """Give the launches that run or are held."""
+        return [record for record in self._records.values() if record.state in _ALIVE]
+
+    def record(self, key: str) -> LaunchRecord | None:
+        """Give one launch."""
+        return self._records.get(key)
+
+    def recover(self, records: Iterable[LaunchRecord], now: float) -> list[NodeAction]:
+        """Take what the vault kept of an earlier run. Called once, first."""
+        self._begin(now)
+        for record in sorted(records, key=lambda record: record.at):
+            self._records[record.key] = record
+            if record.settled:
+                self._settled[record.key] = None
+            elif record.state is not AttemptState.ENDED and record.handle is not None:
+                self._unknown.add(record.key)
+                self._out.append(AdoptLaunch(record.launch, record.handle))
+        return self._out
+
+    def handle(self, event: NodeEvent, now: float) -> list[NodeAction]:
+        """Take one event at ``now`` (UTC seconds) and say what to do."""
+        self._begin(now)
+        match event:
+            case StartOrdered():
+                self._start(event)
+            case KillOrdered():
+                self._kill(event)
+            case PauseOrdered():
+                self._hold(event.task, event.attempt, paused=True)
+            case ResumeOrdered():
+                self._hold(event.task, event.attempt, paused=False)
+            case LaunchStarted():
+                self._started(event)
+            case LaunchFailed():
+                self._end(event.key, Exit(Cause.START_FAILED, message=event.message), now)
+            case LaunchExited():
+                self._exited(event)
+            case LaunchHeld():
+                self._held(event)
+            case LaunchRefused():
+                self._refused(event)
+            case LaunchFound():
+                self._found(event)
+            case ReportsTaken():
+                self._settle(event.reports)
+            case _:
+                assert_never(event)
+        return self._out
+
+    def _begin(self, now: float) -> None:
+        self._out = []
+        self._now = now
+
+    def _start(self, event: StartOrdered) -> None:
+        known = self._records.get(event.launch.key)
+        if known is not None:
+            # At most once: an order that is repeated is answered with what became of it.
+            self._report(known)
+            return
+        record = LaunchRecord(launch=event.launch, handle=event.handle, at=self._now)
+        self._records[record.key] = record
+        if event.handle is None:
+            self._end(record.key, Exit(Cause.START_FAILED, message=event.problem), self._now)
+            return
+        self._remember(record)
+        self._report(record)
+        self._out.append(StartLaunch(event.launch, event.handle))
+
+    def _kill(self, event: KillOrdered) -> None:
+        key = f"{event.task}-{event.attempt}"
+        record = self._records.get(key)
+        if record is None:
+            # It never came. Remembered as ended, so that it is refused if it still comes.
+            launch = Launch(
+                task=event.task,
+                attempt=event.attempt,
+                batch=BatchId(0),
+                spec=TaskSpec(command=("never-ordered",)),
+            )
+            record = LaunchRecord(launch=launch, kill_asked=True, at=self._now)
+            self._records[key] = record
+            self._end(key, Exit(Cause.KILLED, message="it never began"), self._now)
+        elif record.state is AttemptState.ENDED:
+            self._report(record)
+        else:
+            if not record.kill_asked:
+                record.kill_asked = True
+                record.grace_s = event.grace_s
+                self._remember(record)
+            self._kill_if_alive(record)
+
+    def _kill_if_alive(self, record: LaunchRecord) -> None:
+        """Pass an asked-for end on. A launch that is still starting is ended once it has."""
+        if record.kill_asked and record.state in _ALIVE and record.handle is not None:
+            self._out.append(KillLaunch(record.key, record.handle, record.grace_s))
+
+    def _hold(self, task: TaskId, attempt: int, *, paused: bool) -> None:
+        record = self._records.get(f"{task}-{attempt}")
+        if record is None or record.state not in _ALIVE or record.handle is None:
+            return
+        wanted = PauseLaunch if paused else ResumeLaunch
+        self._out.append(wanted(record.key, record.handle))
+
+    def _started(self, event: LaunchStarted) -> None:
+        record = self._records.get(event.key)
+        if record is None or record.state is not AttemptState.ACCEPTED or record.handle is None:
+            return
+        record.state = AttemptState.RUNNING
+        record.started_at = event.started.started_at
+        record.at = event.started.started_at
+        record.note = event.started.note
+        self._out.append(WatchLaunch(record.key, record.handle))
+        self._report(record)
+        self._kill_if_alive(record)
+
+    def _exited(self, event: LaunchExited) -> None:
+        record = self._records.get(event.key)
+        if record is not None and event.started_at:
+            record.started_at = event.started_at
+        self._end(event.key, event.exit, event.ended_at or self._now)
+
+    def _end(self, key: str, exit_: Exit, at: float) -> None:
+        record = self._records.get(key)
+        if record is None or record.state is AttemptState.ENDED:
+            return
+        self._unknown.discard(key)
+        record.state = AttemptState.ENDED
+        record.exit = exit_
+        record.at = at
+        self._remember(record)
+        self._report(record)
+
+    def _held(self, event: LaunchHeld) -> None:
+        record = self._records.get(event.key)
+        if record is None or record.state not in _ALIVE:
+            return
+        record.state = AttemptState.PAUSED if event.paused else AttemptState.RUNNING
+        record.at = self._now
+        self._report(record)
+
+    def _refused(self, event: LaunchRefused) -> None:
+        record = self._records.get(event.key)
+        if record is not None and record.state in _ALIVE:
+            record.note = event.message
+            self._report(record)
+
+    def _found(self, event: LaunchFound) -> None:
+        record = self._records.get(event.key)
+        if record is None or event.key not in self._unknown or record.handle is None:
+            return
+        self._unknown.discard(event.key)
+        finding = event.finding
+        match finding.found:
+            case Found.NEVER_STARTED:
+                self._start_afresh(record, event.fresh)
+            case Found.RUNNING | Found.PAUSED:
+                paused = finding.found is Found.PAUSED
+                record.state = AttemptState.PAUSED if paused else AttemptState.RUNNING
+                record.started_at = finding.started_at
+                record.at = finding.started_at
+                self._out.append(WatchLaunch(record.key, record.handle))
+                self._report(record)
+                self._kill_if_alive(record)
+            case Found.ENDED:
+                record.started_at = finding.started_at
+                exit_ = finding.exit or Exit(Cause.NODE_FAILED, message="its end was not recorded")
+                self._end(record.key, exit_, finding.ended_at or self._now)
+            case _:
+                assert_never(finding.found)
+
+    def _start_afresh(self, record: LaunchRecord, fresh: Handle | None) -> None:
+        """Start what the last run was about to start. It never ran, so this is its first time."""
+        if record.kill_asked:
+            self._end(record.key, Exit(Cause.KILLED, message="it never began"), self._now)
+        elif fresh is None:
+            message = "its backend is no longer on this node"
+            self._end(record.key, Exit(Cause.START_FAILED, message=message), self._now)
+        else:
+            record.handle = fresh
+            self._remember(record)
+            self._report(record)
+            self._out.append(StartLaunch(record.launch, fresh))
+
+    def _settle(self, reports: Iterable[AttemptReport]) -> None:
+        for report in reports:
+            key = f"{report.task}-{report.attempt}"
+            record = self._records.get(key)
+            if report.state is not AttemptState.ENDED or record is None or record.settled:
+                continue
+            record.settled = True
+            self._settled[key] = None
+            if record.handle is not None:
+                self._out.append(RemoveLaunch(record.launch, record.handle))
+            # What stays is a fence, and needs no more than its name.
+            record.launch = replace(record.launch, spec=TaskSpec(command=()))
+            self._remember(record)
+        while len(self._settled) > _FENCED_LAUNCHES:
+            key, _ = self._settled.popitem(last=False)
+            del self._records[key]
+            self._out.append(Forget(key))
+
+    def _remember(self, record: LaunchRecord) -> None:
+        self._out.append(Remember(record))
+
+    def _report(self, record: LaunchRecord) -> None:
+        self._out.append(SendReport(record.report()))

@@ -1,0 +1,127 @@
+"""The books of one node: what it has, who holds what of it, what is left.
+
+Knows: cores by number, bytes, GPUs by UUID, places for tasks. A claim is entered when its
+task is assigned and struck out when it ends; paused and lost tasks keep theirs.
+Does not know: queues, why somebody wants something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from protocol.ids import TaskId
+from protocol.models.node import Claimed, Gpu, Inventory
+from protocol.models.task import Claim
+
+
+@dataclass(slots=True)
+class Books:
+    """Capacity, claims and what is free. Changed by ``enter``, ``strike`` and ``refit`` only."""
+
+    inventory: Inventory = field(default_factory=Inventory)
+    #: Every claim that is held, by its task.
+    claims: dict[TaskId, Claim] = field(default_factory=dict)
+    #: UUIDs of GPUs out of service, with the reason.
+    faults: Mapping[str, str] = field(default_factory=dict)
+    free_cores: set[int] = field(default_factory=set)
+    free_memory: int = 0
+    free_gpus: set[str] = field(default_factory=set)
+    #: Bytes free for pinned claims, by NUMA node.
+    free_numa_memory: dict[int, int] = field(default_factory=dict)
+    _idle: Books | None = None
+
+    def refit(self, inventory: Inventory, faults: Mapping[str, str] | None = None) -> None:
+        """Take a new inventory (or new faults) and work out anew what is free."""
+        self.inventory = inventory
+        self._idle = None
+        if faults is not None:
+            self.faults = dict(faults)
+        self.free_cores = set(inventory.cores)
+        self.free_memory = inventory.memory
+        self.free_gpus = {gpu.uuid for gpu in inventory.gpus} - set(self.faults)
+        self.free_numa_memory = {numa.number: numa.memory for numa in inventory.numa}
+        for claim in self.claims.values():
+            self._take(claim)
+
+    def enter(self, task: TaskId, claim: Claim) -> None:
+        """Hold a claim for a task.
+
+        Raises:
+            ValueError: Something of it is not free: a bug of whoever chose it.
+        """
+        if task in self.claims:
+            raise ValueError(f"task {task} holds a claim already")
+        if not self.has_free(claim):
+            raise ValueError(f"claim {claim} of task {task} is not free")
+        self.restore(task, claim)
+
+    def restore(self, task: TaskId, claim: Claim) -> None:
+        """Hold a claim that was held before a restart, whether or not the machine still has it."""
+        self.claims[task] = claim
+        self._take(claim)
+
+    def strike(self, task: TaskId) -> None:
+        """Let go of a task's claim."""
+        claim = self.claims.pop(task)
+        self.free_cores.update(set(claim.cores) & set(self.inventory.cores))
+        self.free_memory += claim.memory
+        known = {gpu.uuid for gpu in self.inventory.gpus} - set(self.faults)
+        self.free_gpus.update(set(claim.gpus) & known)
+        if claim.numa in self.free_numa_memory:
+            self.free_numa_memory[claim.numa] += claim.memory
+
+    def has_free(self, claim: Claim) -> bool:
+        """Say whether all of a claim is free."""
+        return (
+            self.free_cores.issuperset(claim.cores)
+            and self.free_gpus.issuperset(claim.gpus)
+            and claim.memory <= self.free_memory
+            and (claim.numa is None or claim.memory <= self.free_numa_memory.get(claim.numa, 0))
+        )
+
+    def emptied(self) -> Books:
+        """Give the books this node would have if it were idle and whole. Not to be changed."""
+        if self._idle is None:
+            self._idle = Books()
+            self._idle.refit(self.inventory, {})
+        return self._idle
+
+    def claimed(self) -> Claimed:
+        """Sum up what is held."""
+        return Claimed(
+            tasks=len(self.claims),
+            cores=sum(len(claim.cores) for claim in self.claims.values()),
+            memory=sum(claim.memory for claim in self.claims.values()),
+            gpus=sum(len(claim.gpus) for claim in self.claims.values()),
+        )
+
+    def cores_of_numa(self, number: int) -> frozenset[int]:
+        """Give the cores of a NUMA node."""
+        return frozenset(
+            core for numa in self.inventory.numa if numa.number == number for core in numa.cores
+        )
+
+    def check(self) -> None:
+        """Assert that nothing is held twice and that the sums are right."""
+        held_cores = [core for claim in self.claims.values() for core in claim.cores]
+        held_gpus = [gpu for claim in self.claims.values() for gpu in claim.gpus]
+        assert len(held_cores) == len(set(held_cores)), f"a core is held twice: {held_cores}"
+        assert len(held_gpus) == len(set(held_gpus)), f"a GPU is held twice: {held_gpus}"
+        assert not self.free_cores & set(held_cores), "a held core counts as free"
+        assert not self.free_gpus & set(held_gpus), "a held GPU counts as free"
+        held_memory = sum(claim.memory for claim in self.claims.values())
+        assert self.free_memory == self.inventory.memory - held_memory, "memory does not add up"
+
+    def _take(self, claim: Claim) -> None:
+        self.free_cores.difference_update(claim.cores)
+        self.free_memory -= claim.memory
+        self.free_gpus.difference_update(claim.gpus)
+        if claim.numa in self.free_numa_memory:
+            self.free_numa_memory[claim.numa] -= claim.memory
+
+
+def gpus_in_order(inventory: Inventory, uuids: Iterable[str]) -> list[Gpu]:
+    """Give the GPUs of these UUIDs, by index."""
+    wanted = set(uuids)
+    return sorted((gpu for gpu in inventory.gpus if gpu.uuid in wanted), key=lambda gpu: gpu.index)

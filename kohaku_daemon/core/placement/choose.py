@@ -1,0 +1,184 @@
+"""Filter and claim on one node: why a request does not fit, or exactly what it would hold.
+
+Pure functions over the node's books. The reasons are written for the task's owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kohaku_daemon.core.placement.books import Books, gpus_in_order
+from kohaku_daemon.core.placement.request import Request
+from protocol.models.node import Gpu
+from protocol.models.task import Claim
+from protocol.units import render_size
+
+
+def unsuitable(request: Request, books: Books, labels: Mapping[str, str]) -> list[str]:
+    """Say why this node is not one the request may run on at all, however idle."""
+    reasons = [
+        f"label {key}={value} wanted, {_label_here(labels, key)}"
+        for key, value in request.labels
+        if labels.get(key) != value
+    ]
+    backend = request.backend or books.inventory.default_backend
+    known = {info.name: info for info in books.inventory.backends}
+    if backend not in known:
+        reasons.append(f"backend {backend or 'of any kind'} is not on this node")
+    elif not known[backend].healthy:
+        reasons.append(f"backend {backend} cannot start tasks: {known[backend].message}")
+    return reasons
+
+
+def shortages(request: Request, books: Books) -> list[str]:
+    """Say what of the request is not free in these books; empty if all is."""
+    inventory = books.inventory
+    reasons = []
+    if request.numa is not None and request.numa not in books.free_numa_memory:
+        return [f"NUMA node {request.numa} wanted, this node has {_numbers(books)}"]
+    if request.cores > len(_free_cores(request, books)):
+        where = f" of NUMA node {request.numa}" if request.numa is not None else ""
+        total = len(_all_cores(request, books))
+        free = len(_free_cores(request, books))
+        reasons.append(f"{_count(request.cores, 'core')} wanted, {free} of {total} free{where}")
+    free_memory = books.free_memory
+    if request.numa is not None:
+        free_memory = min(free_memory, books.free_numa_memory[request.numa])
+    if request.memory > free_memory:
+        reasons.append(
+            f"{render_size(request.memory)} memory wanted, "
+            f"{render_size(max(free_memory, 0))} of {render_size(inventory.memory)} free"
+        )
+    reasons += _gpu_shortages(request, books)
+    if len(books.claims) >= inventory.max_tasks:
+        reasons.append(f"{len(books.claims)} tasks are there already, the node's limit")
+    return reasons
+
+
+def fits(request: Request, books: Books) -> bool:
+    """Say whether ``shortages`` is empty, without composing it: placement's inner loop."""
+    if len(books.claims) >= books.inventory.max_tasks or request.memory > books.free_memory:
+        return False
+    if request.numa is not None and (
+        request.numa not in books.free_numa_memory
+        or request.memory > books.free_numa_memory[request.numa]
+    ):
+        return False
+    return request.cores <= len(_free_cores(request, books)) and (
+        not request.gpus or request.gpus <= len(_usable_gpus(request, books))
+    )
+
+
+def missing(request: Request, books: Books) -> float:
+    """Give how far the books are from having it free: 0 is there, 1 a whole resource short."""
+    short = 0.0
+    if request.cores:
+        short += max(0, request.cores - len(_free_cores(request, books))) / request.cores
+    if request.memory:
+        short += max(0, request.memory - books.free_memory) / request.memory
+    if request.gpus:
+        short += max(0, request.gpus - len(_usable_gpus(request, books))) / request.gpus
+    return short + (len(books.claims) >= books.inventory.max_tasks)
+
+
+def choose_claim(request: Request, books: Books) -> Claim:
+    """Choose cores and GPUs for a request that ``shortages`` has nothing against.
+
+    GPUs come first, from one NUMA node if one has enough; then cores, from the NUMA node of
+    those GPUs or from the one that they fill best, so that a wide task finds a whole one left.
+    """
+    gpus = _choose_gpus(request, books)
+    return Claim(
+        cores=_choose_cores(request, books, gpus),
+        memory=request.memory,
+        gpus=tuple(gpu.uuid for gpu in gpus),
+        numa=request.numa,
+    )
+
+
+def _choose_gpus(request: Request, books: Books) -> list[Gpu]:
+    usable = _usable_gpus(request, books)
+    if len(usable) <= request.gpus or not request.gpus:
+        return usable[: request.gpus]
+    by_numa: dict[int | None, list[Gpu]] = {}
+    for gpu in usable:
+        by_numa.setdefault(gpu.numa, []).append(gpu)
+    enough = [group for group in by_numa.values() if len(group) >= request.gpus]
+    return (min(enough, key=len) if enough else usable)[: request.gpus]
+
+
+def _choose_cores(request: Request, books: Books, gpus: list[Gpu]) -> tuple[int, ...]:
+    free = _free_cores(request, books)
+    if not request.cores:
+        return ()
+    if len(free) > request.cores and len(books.inventory.numa) > 1:
+        near = {gpu.numa for gpu in gpus}
+        groups = [
+            (numa.number not in near, len(free & set(numa.cores)), sorted(free & set(numa.cores)))
+            for numa in books.inventory.numa
+        ]
+        fitting = [group for group in groups if group[1] >= request.cores]
+        if fitting:
+            return tuple(min(fitting)[2][: request.cores])
+    return tuple(sorted(free)[: request.cores])
+
+
+def _free_cores(request: Request, books: Books) -> set[int]:
+    if request.numa is None:
+        return books.free_cores
+    return books.free_cores & books.cores_of_numa(request.numa)
+
+
+def _all_cores(request: Request, books: Books) -> frozenset[int]:
+    if request.numa is None:
+        return frozenset(books.inventory.cores)
+    return books.cores_of_numa(request.numa) & set(books.inventory.cores)
+
+
+def _usable_gpus(request: Request, books: Books) -> list[Gpu]:
+    free = gpus_in_order(books.inventory, books.free_gpus)
+    if request.gpu_indices:
+        return [gpu for gpu in free if gpu.index in request.gpu_indices]
+    return free
+
+
+def _gpu_shortages(request: Request, books: Books) -> list[str]:
+    gpus = books.inventory.gpus
+    if request.gpu_indices:
+        return [
+            reason
+            for index in request.gpu_indices
+            if (reason := _gpu_trouble(index, books)) is not None
+        ]
+    free = len(_usable_gpus(request, books))
+    if request.gpus <= free:
+        return []
+    if not gpus:
+        return [f"{_count(request.gpus, 'GPU')} wanted, the node has none"]
+    out = f", {len(books.faults)} out of service" if books.faults else ""
+    return [f"{_count(request.gpus, 'GPU')} wanted, {free} of {len(gpus)} free{out}"]
+
+
+def _gpu_trouble(index: int, books: Books) -> str | None:
+    gpu = next((gpu for gpu in books.inventory.gpus if gpu.index == index), None)
+    if gpu is None:
+        return f"GPU {index} wanted, the node has {len(books.inventory.gpus)}"
+    if gpu.uuid in books.faults:
+        return f"GPU {index} is out of service: {books.faults[gpu.uuid]}"
+    if gpu.uuid not in books.free_gpus:
+        holder = next(task for task, claim in books.claims.items() if gpu.uuid in claim.gpus)
+        return f"GPU {index} is held by task {holder}"
+    return None
+
+
+def _label_here(labels: Mapping[str, str], key: str) -> str:
+    return f"this node has {key}={labels[key]}" if key in labels else "this node has none"
+
+
+def _numbers(books: Books) -> str:
+    numbers = ", ".join(map(str, sorted(books.free_numa_memory)))
+    return f"only {numbers}" if numbers else "none"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

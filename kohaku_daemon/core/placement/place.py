@@ -1,0 +1,97 @@
+"""Place one request among the nodes: filter, rank, claim; and which node to hold when none fits.
+
+Pure functions over sites. Ranking (a choice of ours, not a law): a task without GPUs goes
+where it leaves the fewest GPUs idle behind busy cores, then to the node with the largest
+share of its cores free, so that small tasks spread and GPU nodes stay open for GPU tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from kohaku_daemon.core.placement.books import Books
+from kohaku_daemon.core.placement.choose import (
+    choose_claim,
+    fits,
+    missing,
+    shortages,
+    unsuitable,
+)
+from kohaku_daemon.core.placement.request import Request
+from protocol.ids import NodeName
+from protocol.models.task import Claim, NodeVerdict
+
+
+@dataclass(slots=True)
+class Site:
+    """One node as placement sees it."""
+
+    name: NodeName
+    books: Books = field(default_factory=Books)
+    labels: dict[str, str] = field(default_factory=dict)
+    #: Why it gets nothing new, such as "the node is draining"; empty if it is in service.
+    closed: str = ""
+
+
+def place(
+    request: Request, sites: Iterable[Site], held: Collection[NodeName] = ()
+) -> tuple[Site, Claim] | None:
+    """Choose the best site that has it free and is not held for somebody earlier."""
+    open_sites = [
+        site
+        for site in sites
+        if not site.closed
+        and site.name not in held
+        and fits(request, site.books)
+        and not unsuitable(request, site.books, site.labels)
+    ]
+    if not open_sites:
+        return None
+    best = min(open_sites, key=lambda site: _rank(request, site))
+    return best, choose_claim(request, best.books)
+
+
+def choose_held(request: Request, sites: Iterable[Site], held: Collection[NodeName]) -> Site | None:
+    """Choose the node to keep free of later tasks until this request fits there.
+
+    It is the one that lacks least. As nothing new enters a held node, what it lacks only
+    shrinks, so the first in line is served after at most the tasks that run there now.
+    """
+    hopeful = [
+        site
+        for site in sites
+        if not site.closed
+        and site.name not in held
+        and not unsuitable(request, site.books, site.labels)
+        and fits(request, site.books.emptied())
+    ]
+    return min(hopeful, key=lambda site: (missing(request, site.books), site.name), default=None)
+
+
+def candidates(request: Request, sites: dict[NodeName, Site]) -> Iterable[Site]:
+    """Give the sites worth asking: the one that is named, or all."""
+    if request.node:
+        site = sites.get(NodeName(request.node))
+        return () if site is None else (site,)
+    return sites.values()
+
+
+def verdict(request: Request, site: Site, held_for: str = "") -> NodeVerdict:
+    """Say why a site does not take a request now, and whether it ever could."""
+    if request.node and request.node != site.name:
+        reason = f"the task wants node {request.node}"
+        return NodeVerdict(site.name, fits_now=False, could_ever=False, reasons=(reason,))
+    never = unsuitable(request, site.books, site.labels)
+    idle = shortages(request, site.books.emptied())
+    now = shortages(request, site.books)
+    reasons = [*never, *([site.closed] if site.closed else []), *(now or idle)]
+    if not reasons and held_for:
+        reasons = [held_for]
+    return NodeVerdict(site.name, not reasons, not never and not idle, tuple(reasons))
+
+
+def _rank(request: Request, site: Site) -> tuple[int, float, str]:
+    cores = len(site.books.inventory.cores) or 1
+    spare_gpus = len(site.books.free_gpus) - request.gpus
+    return spare_gpus, -len(site.books.free_cores) / cores, site.name

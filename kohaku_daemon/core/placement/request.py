@@ -1,0 +1,44 @@
+"""What a task asks of a node, reduced to what placement compares.
+
+Equal requests are answered alike, so waiting tasks are kept in lanes of equal requests
+and a lane is asked about once however long it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocol.models.target import Target
+from protocol.models.task import TaskSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The shape of a task. Hashable."""
+
+    cores: int = 0
+    #: Bytes.
+    memory: int = 0
+    gpus: int = 0
+    labels: tuple[tuple[str, str], ...] = ()
+    backend: str = ""
+    #: Empty for any node.
+    node: str = ""
+    numa: int | None = None
+    #: Named GPUs by index; then ``gpus`` is their number.
+    gpu_indices: tuple[int, ...] = ()
+
+
+def request_of(spec: TaskSpec, target: Target | None) -> Request:
+    """Give the shape of a task with this spec and target."""
+    named = target.gpus if target is not None else ()
+    return Request(
+        cores=spec.cores,
+        memory=spec.memory,
+        gpus=len(named) or spec.gpus,
+        labels=tuple(sorted(spec.labels.items())),
+        backend=spec.backend,
+        node=target.node if target is not None else "",
+        numa=target.numa if target is not None else None,
+        gpu_indices=named,
+    )

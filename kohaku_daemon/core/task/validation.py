@@ -1,0 +1,117 @@
+"""A submission that makes no sense, and why.
+
+Knows: what every request must look like, whatever the cluster has. Sizes are bounded here
+so that no single request is dear to keep or to send on.
+Does not know: nodes; whether it fits somewhere is placement's question.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from protocol.errors import BadRequest
+from protocol.messages.task import LARGEST_BATCH, SubmitTask
+from protocol.models.task import TaskSpec
+
+#: Linux refuses a single argument above 128 KiB (MAX_ARG_STRLEN, man execve); an order also
+#: has to fit into one frame of 256 KiB with everything else.
+_LARGEST_COMMAND: Final = 96 * 1024
+_LARGEST_ENV: Final = 64 * 1024
+_LARGEST_ROWS: Final = 4 * 1024 * 1024
+_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{8,64}")
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LABEL: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
+_PRIORITIES: Final = range(-1000, 1001)
+
+
+def check_submission(request: SubmitTask) -> None:
+    """Refuse what no cluster could carry out.
+
+    Raises:
+        BadRequest: Naming the field.
+    """
+    if not _REQUEST_ID.fullmatch(request.request_id):
+        raise BadRequest("request_id must be 8 to 64 printable characters without spaces")
+    shapes = [bool(request.targets), request.array != 0, bool(request.rows)]
+    if sum(shapes) > 1:
+        raise BadRequest(
+            "targets, array and rows were given together",
+            hint="choose one: a task per target, numbered tasks, or a task per row",
+        )
+    if not 0 <= request.array <= LARGEST_BATCH or len(request.rows) > LARGEST_BATCH:
+        raise BadRequest(f"a batch has 1 to {LARGEST_BATCH} tasks")
+    _check_spec(request.spec)
+    for row in request.rows:
+        _check_env("rows", row)
+    if sum(len(key) + len(value) for row in request.rows for key, value in row.items()) > (
+        _LARGEST_ROWS
+    ):
+        raise BadRequest("rows hold more than 4 MiB", hint="put large values into files")
+    for target in request.targets:
+        if target.gpus and request.spec.gpus not in {0, len(target.gpus)}:
+            raise BadRequest(
+                f"{len(target.gpus)} GPUs of {target.node} are named, {request.spec.gpus} asked for",
+                hint="leave out --gpus when the target names them",
+            )
+
+
+def batch_size(request: SubmitTask) -> int:
+    """Say how many tasks a checked request makes."""
+    return len(request.targets) or request.array or len(request.rows) or 1
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Refuse labels that could not be written on a command line or be matched.
+
+    Raises:
+        BadRequest: Naming the label.
+    """
+    for key, value in labels.items():
+        if not _LABEL.fullmatch(key) or (value and not _LABEL.fullmatch(value)):
+            raise BadRequest(
+                f"{key}={value} cannot be a label",
+                hint="use up to 63 letters, digits, dots, slashes, underscores and hyphens",
+            )
+
+
+def _check_spec(spec: TaskSpec) -> None:
+    if not spec.command or not spec.command[0]:
+        raise BadRequest("there is no command", hint="put it after --: kohaku task submit -- date")
+    if any("\0" in part for part in spec.command):
+        raise BadRequest("the command contains a NUL character")
+    if sum(len(part) for part in spec.command) > _LARGEST_COMMAND:
+        raise BadRequest("the command is longer than 96 KiB", hint="put it into a script")
+    if len(spec.name) > 128 or not spec.name.isprintable():
+        raise BadRequest("name must be at most 128 printable characters")
+    _check_env("env", spec.env)
+    check_labels(spec.labels)
+    if spec.workdir and (not spec.workdir.startswith("/") or "\0" in spec.workdir):
+        raise BadRequest(f"workdir {spec.workdir!r} is not an absolute path")
+    if not 0 <= spec.cores <= 65536:
+        raise BadRequest(f"cores must be 0 to 65536, not {spec.cores}")
+    if not 0 <= spec.memory <= 2**53:
+        raise BadRequest(f"memory must be 0 or more bytes, not {spec.memory}")
+    if 0 < spec.memory < 2**20:
+        raise BadRequest(
+            f"memory of {spec.memory} bytes is less than 1 MiB", hint="sizes take K, M, G: -m 64M"
+        )
+    if not 0 <= spec.gpus <= 1024:
+        raise BadRequest(f"gpus must be 0 to 1024, not {spec.gpus}")
+    if spec.priority not in _PRIORITIES:
+        raise BadRequest(f"priority must be -1000 to 1000, not {spec.priority}")
+    if not 0 <= spec.grace_s <= 3600:
+        raise BadRequest(f"grace must be 0 to 3600 seconds, not {spec.grace_s:g}")
+
+
+def _check_env(field: str, env: Mapping[str, str]) -> None:
+    for key, value in env.items():
+        if not _VARIABLE.fullmatch(key):
+            raise BadRequest(f"{field}: {key!r} is not a name of a variable")
+        if key.startswith("KOHAKU_"):
+            raise BadRequest(f"{field}: {key} is set by the cluster", hint="choose another name")
+        if "\0" in value:
+            raise BadRequest(f"{field}: the value of {key} contains a NUL character")
+    if sum(len(key) + len(value) for key, value in env.items()) > _LARGEST_ENV:
+        raise BadRequest(f"{field} holds more than 64 KiB", hint="put large values into files")

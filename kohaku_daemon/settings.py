@@ -1,0 +1,233 @@
+"""Settings of a daemon: a TOML file, then environment variables, then flags.
+
+Knows: how a frozen dataclass becomes a list of keys, and how to say which key of which
+file is wrong. Does not know: any setting; how a value is read is ``setting_kinds``.
+
+The dataclass is the only list there is: a field's name is its key, its type is its kind,
+its ``#:`` comment is its explanation in the file that ``kohakud init`` writes. A field of
+seconds is named ``..._s`` and its key is not, because a value there has a unit of its own.
+A field that is a dataclass is a table. A field made with ``field(repr=False)`` is a
+secret: no message shows its value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import json
+import re
+import textwrap
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from kohaku_daemon.setting_kinds import Kind, NotOfKind, kind_of
+from protocol.errors import BadRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the settings of one daemon come from, weakest first."""
+
+    #: A TOML file; None for no file.
+    file: Path | None
+    #: All environment variables there are; those that begin with ``prefix`` are ours.
+    environ: Mapping[str, str]
+    prefix: str
+    #: By key. Text is read as from the environment, other values as from TOML.
+    flags: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One key of a settings class."""
+
+    #: As in the file, with its table: ``log_level`` or ``process.isolation``.
+    key: str
+    kind: Kind
+    #: ``dataclasses.MISSING`` where the class has none.
+    default: Any
+    secret: bool
+    #: The class that has the field, and the field's name.
+    owner: type
+    name: str
+
+    def variable(self, prefix: str) -> str:
+        """Give the name of its environment variable."""
+        return prefix + self.key.replace(".", "_").upper()
+
+
+def collect(owner: type, sources: Sources) -> dict[str, Any]:
+    """Give the constructor's arguments that the sources name; what none names is left out.
+
+    Raises:
+        BadRequest: A file that cannot be read, an unknown key, or a value of a wrong kind.
+    """
+    known = {setting.key: setting for setting in settings_of(owner)}
+    values = _from_file(known, sources.file) if sources.file else {}
+    values |= _from_environment(known, sources)
+    values |= _from_flags(known, sources.flags)
+    return _arguments(owner, values)
+
+
+def settings_of(owner: type, table: str = "") -> Iterator[Setting]:
+    """List the keys of a settings class, those of its tables after its own."""
+    tables = []
+    for key, field, hint in _fields(owner, table):
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            tables.append((hint, key + "."))
+            continue
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        yield Setting(key, kind_of(hint), default, not field.repr, owner, field.name)
+    for inner, prefix in tables:
+        yield from settings_of(inner, prefix)
+
+
+def render(owner: type, prefix: str, computed: Mapping[str, object]) -> str:
+    """Write a settings file with every key, its explanation and its default, commented out.
+
+    ``computed`` has the defaults of the keys that the class itself has none for.
+    """
+    lines: list[str] = []
+    table = ""
+    for setting in settings_of(owner):
+        inner, _, name = setting.key.rpartition(".")
+        if inner != table:
+            lines += [f"[{inner}]", ""]
+            table = inner
+        default = computed.get(setting.key, setting.default)
+        lines += [f"# {line}" for line in _explanations(setting.owner)[setting.name]]
+        lines += [
+            f"# Here {setting.kind.expected}; or set {setting.variable(prefix)}.",
+            f"#{name} = {setting.kind.write(default)}",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+# --- the three sources ----------------------------------------------------------------------
+
+
+def _from_file(known: Mapping[str, Setting], path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text)
+    except OSError as error:
+        raise BadRequest(f"cannot read the settings in {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"{path} is not TOML: {error}") from error
+    values = {}
+    for key, raw in _flatten(content, known):
+        where = _place(path, text, key)
+        values[key] = _checked(_find(known, key, where), raw, where, path.parent)
+    return values
+
+
+def _from_environment(known: Mapping[str, Setting], sources: Sources) -> dict[str, Any]:
+    by_variable = {setting.variable(sources.prefix): setting for setting in known.values()}
+    values = {}
+    for variable, text in sources.environ.items():
+        if variable.startswith(sources.prefix):
+            setting = _find(by_variable, variable, "the environment")
+            raw = setting.kind.of_text(text)
+            values[setting.key] = _checked(setting, raw, variable, Path.cwd())
+    return values
+
+
+def _from_flags(known: Mapping[str, Setting], flags: Mapping[str, Any]) -> dict[str, Any]:
+    where = "the command line"
+    values = {}
+    for key, given in flags.items():
+        setting = _find(known, key, where)
+        raw = setting.kind.of_text(given) if isinstance(given, str) else given
+        values[key] = _checked(setting, raw, where, Path.cwd())
+    return values
+
+
+def _flatten(
+    content: Mapping[str, Any], known: Mapping[str, Setting], table: str = ""
+) -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        key = table + name
+        if isinstance(value, dict) and any(other.startswith(key + ".") for other in known):
+            yield from _flatten(value, known, key + ".")
+        else:
+            yield key, value
+
+
+def _arguments(owner: type, values: Mapping[str, Any], table: str = "") -> dict[str, Any]:
+    arguments = {}
+    for key, field, hint in _fields(owner, table):
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            arguments[field.name] = hint(**_arguments(hint, values, key + "."))
+        elif key in values:
+            arguments[field.name] = values[key]
+    return arguments
+
+
+# --- what is wrong, and where ---------------------------------------------------------------
+
+
+def _find(known: Mapping[str, Setting], name: str, where: str) -> Setting:
+    setting = known.get(name)
+    if setting is not None:
+        return setting
+    near = difflib.get_close_matches(name, known, n=1)
+    raise BadRequest(
+        f"unknown setting {name} in {where}",
+        hint=f"did you mean {near[0]}?" if near else "kohakud init writes a file with all of them",
+    )
+
+
+def _checked(setting: Setting, raw: Any, where: str, base: Path) -> Any:
+    try:
+        return setting.kind.read(raw, base)
+    except (NotOfKind, BadRequest):
+        message = f"{setting.key} in {where} must be {setting.kind.expected}"
+        if not setting.secret:
+            message += f", not {json.dumps(raw, default=str, ensure_ascii=False)}"
+        # Without the cause: it may show a secret's value.
+        raise BadRequest(message) from None
+
+
+def _place(path: Path, text: str, key: str) -> str:
+    """Name the file and, where the key is written in the plain way, its line."""
+    table, _, name = key.rpartition(".")
+    here = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[([^\[\]]+)\]", line):
+            here = header[1].strip()
+        assigned = re.match(r"\s*[\"']?([\w.-]+)[\"']?\s*=", line)
+        wanted = name if here == table else key if here == "" else None
+        if here == key or (assigned and assigned[1] == wanted):
+            return f"{path}, line {number}"
+    return str(path)
+
+
+# --- the dataclass --------------------------------------------------------------------------
+
+
+def _fields(owner: type, table: str) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """List key, field and type of a settings class."""
+    hints = get_type_hints(owner, include_extras=True)
+    for field in dataclasses.fields(owner):
+        yield table + field.name.removesuffix("_s"), field, hints[field.name]
+
+
+def _explanations(owner: type) -> dict[str, list[str]]:
+    """Read the ``#:`` comments above the fields of a class."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in textwrap.dedent(inspect.getsource(owner)).splitlines():
+        if comment := re.match(r"\s*#: ?(.*)", line):
+            lines.append(comment[1])
+            continue
+        if field := re.match(r"    (\w+):", line):
+            found[field[1]] = lines
+        lines = []
+    return found

@@ -1,0 +1,1 @@
+"""What survives a restart: SQLite for what grows, TinyDB for what is small and readable."""

@@ -1,0 +1,151 @@
+"""cluster.json: nodes and tokens, small, and readable by an admin.
+
+Knows: how records become JSON, and how a file is replaced so that there is always a whole one.
+Does not know: what nodes and tokens are for. Tasks and what else grows are in ``store.tasks``.
+
+TinyDB's own storage writes in place, and a process killed at the wrong instant leaves a file
+that cannot be read. Ours writes a new file beside it, syncs that, and renames it over the old.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+from tinydb import TinyDB, where
+from tinydb.storages import Storage
+
+from kohaku_daemon.core.cluster.records import (
+    Document,
+    DocumentChange,
+    DropDocument,
+    JoinTokenRecord,
+    NodeRecord,
+    PutDocument,
+    TokenRecord,
+)
+from kohaku_daemon.store import migrations
+from kohaku_daemon.store.migrations import Tables, migrate_tables
+from protocol.errors import Unavailable
+
+R = TypeVar("R", NodeRecord, TokenRecord, JoinTokenRecord)
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Where records of one kind are kept, and the field that tells them apart."""
+
+    name: str
+    key: str
+
+
+_TABLES: Final[Mapping[type[Document], _Table]] = {
+    NodeRecord: _Table("nodes", "name"),
+    TokenRecord: _Table("tokens", "digest"),
+    JoinTokenRecord: _Table("join_tokens", "digest"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Book:
+    """All of cluster.json."""
+
+    #: Snowflake id of the cluster, as text.
+    cluster: str
+    #: By name.
+    nodes: dict[str, NodeRecord]
+    #: By digest.
+    tokens: dict[str, TokenRecord]
+    #: By digest.
+    join_tokens: dict[str, JoinTokenRecord]
+
+
+class Documents:
+    """The open file. One thread at a time."""
+
+    def __init__(self, path: Path, database: TinyDB, storage: _ReplacedFile) -> None:
+        self._path = path
+        self._database = database
+        self._storage = storage
+
+    def __repr__(self) -> str:
+        return f"Documents({str(self._path)!r})"
+
+    @classmethod
+    def open(cls, path: Path, *, new_cluster: str) -> Documents:
+        """Open the file and bring its schema up to date, or make it for ``new_cluster``.
+
+        Raises:
+            Unsupported: A newer version of the program wrote the file.
+            Unavailable: The file cannot be read or written, or is damaged; it is left as it is.
+        """
+        tables = _load(path)
+        if tables is None:
+            tables = {"meta": {"1": {"schema": 0, "cluster": new_cluster}}}
+        meta = _meta(tables, path)
+        found = meta["schema"]
+        meta["schema"] = migrate_tables(tables, found, migrations.CLUSTER, path)
+        database = TinyDB(storage=_ReplacedFile, path=path, tables=tables)
+        storage = database.storage
+        assert isinstance(storage, _ReplacedFile)
+        documents = cls(path, database, storage)
+        documents.read()  # a damaged record is found now, not at the next restart
+        if found != meta["schema"]:
+            storage.save()
+        return documents
+
+    def read(self) -> Book:
+        """Give everything, from memory.
+
+        Raises:
+            Unavailable: A record cannot be understood, or two have the same key.
+        """
+        return Book(
+            cluster=_meta(self._storage.tables, self._path)["cluster"],
+            nodes=self._records(NodeRecord),
+            tokens=self._records(TokenRecord),
+            join_tokens=self._records(JoinTokenRecord),
+        )
+
+    def apply(self, changes: Iterable[DocumentChange]) -> None:
+        """Carry out all changes with one replacement of the file; on return it is on the disk.
+
+        Raises:
+            Unavailable: The disk is full or failed. None of the changes was kept.
+        """
+        with self._storage.held():
+            for change in changes:
+                match change:
+                    case PutDocument(record):
+                        self._put(record)
+                    case DropDocument(kind, key):
+                        table = _TABLES[kind]
+                        self._database.table(table.name).remove(where(table.key) == key)
+
+    def _put(self, record: Document) -> None:
+        where_kept = _TABLES[type(record)]
+        fields = msgspec.to_builtins(record)
+        table = self._database.table(where_kept.name)
+        # Not upsert: that merges, and fields that now have their default are not written.
+        if not table.update(_become(fields), where(where_kept.key) == fields[where_kept.key]):
+            table.insert(fields)
+
+    def _records(self, kind: type[R]) -> dict[str, R]:
+        table = _TABLES[kind]
+        records: dict[str, R] = {}
+        for document in self._database.table(table.name):
+            try:
+                record = msgspec.convert(dict(document), kind)
+            except msgspec.ValidationError as error:
+                what = f"record {document.doc_id} of {table.name!r} makes no sense: {error}"
+                raise _damaged(self._path, what) from error
+            key: str = getattr(record, table.key)
+            if key in records:
+                raise _damaged(self._path, f"two records of {table.name!r} are called {key!r}")
+            records[key] = record
+        return records

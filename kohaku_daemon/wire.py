@@ -1,0 +1,261 @@
+"""The accepting side of a control connection: an aiohttp request in, calls to a responder out.
+
+Knows: handshake, limits, one job for each call, exactly one reply for each call, what of an
+error may be told.
+Does not know: what methods do, who may call them. A ``Responder`` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from functools import partial
+from typing import Any, Final, Protocol
+
+import msgspec
+from aiohttp import web
+
+from protocol.carrier import Carrier
+from protocol.errors import BadRequest, Internal, KohakuError, TooLarge, Unavailable
+from protocol.framing import MAX_MESSAGE, decode_value
+from protocol.messages.hello import Hello, Welcome
+from protocol.methods import HELLO, METHODS, Door, Method, StreamingMethod
+from protocol.session import (
+    KEEP_ALIVE_S,
+    Called,
+    CancelAsked,
+    CloseCode,
+    CreditCame,
+    Session,
+    SessionEvent,
+)
+
+_log = logging.getLogger(__name__)
+
+#: Seconds that handlers have to clean up when their connection is closed.
+_CLEAN_UP_S: Final = 5.0
+
+
+class ItemSink:
+    """Where a streaming handler puts its items. Holds it back as the peer asks."""
+
+    def __init__(self, served: Served, number: int) -> None:
+        self._served = served
+        self._number = number
+        self._more = asyncio.Event()
+
+    @property
+    def credit(self) -> int:
+        """How many items the peer takes now."""
+        return self._served._session.credit_of(self._number)
+
+    async def ready(self) -> None:
+        """Wait until one item, made now, could be sent at once."""
+        while self.credit == 0 or not self._served._carrier.has_room:
+            if self.credit == 0:
+                self._more.clear()
+                await self._more.wait()
+            else:
+                await self._served._carrier.wait_room()
+
+    async def send(self, item: msgspec.Struct) -> None:
+        """Send one item as soon as the peer takes one.
+
+        Raises:
+            TooLarge: The item does not fit a message; the stream goes on without it.
+        """
+        await self.ready()
+        self._served._session.send_item(self._number, item)
+        self._served._carrier.flush()
+
+    def _wake(self) -> None:
+        self._more.set()
+
+
+class Responder(Protocol):
+    """What answers. Raise a KohakuError to refuse; anything else is a bug of ours."""
+
+    async def hello(self, served: Served, params: Hello) -> Welcome:
+        """Let the peer in, or refuse. May fill ``served.actor``."""
+
+    async def call(
+        self, served: Served, method: Method[Any, Any], params: msgspec.Struct
+    ) -> msgspec.Struct:
+        """Answer a call. Cancelled when the peer cancels or goes."""
+
+    async def stream(
+        self,
+        served: Served,
+        method: StreamingMethod[Any, Any, Any],
+        params: msgspec.Struct,
+        sink: ItemSink,
+    ) -> msgspec.Struct:
+        """Put items into the sink and give the result that ends them."""
+
+
+class Served:
+    """One connection that somebody made to us."""
+
+    def __init__(
+        self,
+        request: web.Request,
+        responder: Responder,
+        *,
+        door: Door = Door.CLIENT,
+        keep_alive_s: float = KEEP_ALIVE_S,
+    ) -> None:
+        self._request = request
+        self._responder = responder
+        self._door = door
+        self._session = Session(
+            "accepting", asyncio.get_running_loop().time(), keep_alive_s=keep_alive_s
+        )
+        self._socket = web.WebSocketResponse(
+            compress=False, max_msg_size=MAX_MESSAGE + 1, timeout=1.0
+        )
+        self._carrier = Carrier(self._socket, self._session, self._take, holds_back=True)
+        self._jobs: dict[int, asyncio.Task[msgspec.Struct]] = {}
+        self._sinks: dict[int, ItemSink] = {}
+        #: Address of the peer, as seen by the kernel.
+        self.address: str = request.remote or ""
+        #: Who calls; a free slot for the responder, which fills it when it answers hello.
+        self.actor: object | None = None
+
+    def __repr__(self) -> str:
+        return f"<Served {self._door} {self.address} {self._session!r}>"
+
+    async def run(self) -> web.StreamResponse:
+        """Serve until the connection closes; give what an aiohttp handler returns.
+
+        Raises:
+            HTTPException: The request is no WebSocket upgrade, or comes from a foreign web page.
+        """
+        _refuse_foreign_origin(self._request)
+        await self._socket.prepare(self._request)
+        try:
+            ended = await self._carrier.run()
+            _log.debug("connection closed: %s", ended, extra={"address": self.address})
+        finally:
+            await self._end_jobs()
+        return self._socket
+
+    async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
+        """Close the connection; ``run`` returns soon after."""
+        self._session.end(code, reason)
+        self._carrier.flush()
+
+    # -- What comes in ----------------------------------------------------------------
+
+    def _take(self, event: SessionEvent) -> None:
+        match event:
+            case Called():
+                self._take_call(event)
+            case CreditCame(id=number):
+                if (sink := self._sinks.get(number)) is not None:
+                    sink._wake()
+            case CancelAsked(id=number):
+                self._jobs[number].cancel()
+            case _:
+                pass  # notifies nobody here knows; we call nobody, so nobody answers us
+
+    def _take_call(self, called: Called) -> None:
+        number = called.id
+        try:
+            work = self._begin(called)
+        except KohakuError as error:
+            self._session.fail(number, error)
+            return
+        job = asyncio.get_running_loop().create_task(work, name=called.method)
+        self._jobs[number] = job
+        job.add_done_callback(partial(self._answer, number, called.method))
+
+    def _begin(self, called: Called) -> Any:
+        """Give the coroutine that answers a call."""
+        method = METHODS.get(called.method)
+        if method is None or method.door not in (self._door, Door.BOTH):
+            raise _unknown_method(called.method, self._door)
+        params = decode_value(called.params, method.params, method.name)
+        if method is HELLO:
+            return self._greet(params)
+        if isinstance(method, StreamingMethod):
+            sink = self._sinks[called.id] = ItemSink(self, called.id)
+            return self._responder.stream(self, method, params, sink)
+        return self._responder.call(self, method, params)
+
+    async def _greet(self, params: Hello) -> Welcome:
+        if self._session.is_open:
+            raise BadRequest("hello was said already on this connection")
+        welcome = await self._responder.hello(self, params)
+        self._session.set_keep_alive(welcome.keep_alive_s)
+        return welcome
+
+    # -- What goes out ----------------------------------------------------------------
+
+    def _answer(self, number: int, method: str, job: asyncio.Task[msgspec.Struct]) -> None:
+        """Give the one reply that is owed, however the job ended."""
+        del self._jobs[number]
+        self._sinks.pop(number, None)
+        if job.cancelled():
+            self._session.fail(number, Unavailable(f"{method} was cancelled"))
+        elif (reason := job.exception()) is not None:
+            self._session.fail(number, self._explain(reason, method))
+        else:
+            self._reply(number, method, job.result())
+        self._carrier.flush()
+
+    def _reply(self, number: int, method: str, result: msgspec.Struct) -> None:
+        try:
+            self._session.reply(number, result)
+        except TooLarge as error:
+            _log.warning("the answer to %s is too large to send", method)
+            self._session.fail(number, error)
+        except Exception as reason:  # a result of ours that cannot be encoded is a bug of ours
+            self._session.fail(number, self._explain(reason, method))
+
+    def _explain(self, reason: BaseException, method: str) -> KohakuError:
+        if isinstance(reason, KohakuError):
+            return reason
+        incident = secrets.token_hex(4)
+        _log.error(
+            "%s failed, incident %s",
+            method,
+            incident,
+            exc_info=reason,
+            extra={"address": self.address},
+        )
+        return Internal(
+            f"{method} failed on the host, incident {incident}",
+            hint="the host's log tells more under this incident",
+        )
+
+    async def _end_jobs(self) -> None:
+        jobs = list(self._jobs.values())
+        for job in jobs:
+            job.cancel()
+        if jobs:
+            _, stuck = await asyncio.wait(jobs, timeout=_CLEAN_UP_S)
+            for job in stuck:
+                _log.error("%s does not end though its connection is closed", job.get_name())
+
+
+def _refuse_foreign_origin(request: web.Request) -> None:
+    """Refuse web pages of other sites: a browser would lend them its place in the network.
+
+    Programs send no Origin (RFC 6455 section 10.2; CWE-1385).
+    """
+    origin = request.headers.get("Origin")
+    if origin is not None and origin.partition("://")[2] != request.host:
+        raise web.HTTPForbidden(text="this page may not talk to this host\n")
+
+
+def _unknown_method(name: str, door: Door) -> BadRequest:
+    # Loaded for this error only.
+    from difflib import get_close_matches
+
+    known = [entry.name for entry in METHODS.values() if entry.door in (door, Door.BOTH)]
+    near = get_close_matches(name, known, 1)
+    return BadRequest(
+        f"there is no method {name!r}",
+        hint=f"did you mean {near[0]}?" if near else "the list is in protocol/SPEC.md",
+    )

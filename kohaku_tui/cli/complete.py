@@ -1,0 +1,102 @@
+"""What the shell offers when Tab is pressed on a name or an id.
+
+Knows: which names are worth offering, and how long a person waits for Tab.
+Does not know: shells; Typer does.
+
+It is quick, silent and fails closed: whatever goes wrong, nothing is offered and nothing is
+printed, for a message in the middle of a half-typed line helps nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from protocol.client import Cluster
+
+#: Seconds after which Tab gives up.
+PATIENCE_S: Final = 1.0
+#: How many ids are offered: more cannot be chosen from by eye.
+_MOST_IDS: Final = 50
+
+#: A value and the few words shown beside it.
+Offer = tuple[str, str]
+
+
+def complete_nodes(ctx: typer.Context, incomplete: str) -> list[Offer]:
+    """Offer the names of nodes."""
+    from kohaku_tui.format import node_state
+    from protocol.messages.node import ListNodes
+    from protocol.methods import NODE_LIST
+
+    async def look(cluster: Cluster) -> list[Offer]:
+        answer = await cluster.call(NODE_LIST, ListNodes())
+        return [(node.name, node_state(node)) for node in answer.nodes]
+
+    return _offer(ctx, incomplete, look)
+
+
+def complete_tasks(ctx: typer.Context, incomplete: str) -> list[Offer]:
+    """Offer the ids of the newest tasks."""
+    from kohaku_tui.format import command_text, task_state
+    from protocol.messages.task import ListTasks
+    from protocol.methods import TASK_LIST
+
+    async def look(cluster: Cluster) -> list[Offer]:
+        answer = await cluster.call(TASK_LIST, ListTasks(limit=_MOST_IDS))
+        return [
+            (str(task.id), f"{task_state(task)} {task.spec.name or command_text(task.spec.command)}")
+            for task in answer.tasks
+        ]
+
+    return _offer(ctx, incomplete, look)
+
+
+def complete_batches(ctx: typer.Context, incomplete: str) -> list[Offer]:
+    """Offer the ids of the newest batches."""
+    from kohaku_tui.format import counts_text
+    from protocol.messages.task import ListBatches
+    from protocol.methods import BATCH_LIST
+
+    async def look(cluster: Cluster) -> list[Offer]:
+        answer = await cluster.call(BATCH_LIST, ListBatches(limit=_MOST_IDS))
+        return [(str(batch.id), counts_text(batch.states)) for batch in answer.batches]
+
+    return _offer(ctx, incomplete, look)
+
+
+def complete_contexts(incomplete: str) -> list[Offer]:
+    """Offer the names of saved contexts."""
+    try:
+        from protocol.contexts import load
+
+        return [(c.name, c.url) for c in load().contexts if c.name.startswith(incomplete)]
+    except Exception:
+        return []
+
+
+def _offer(
+    ctx: typer.Context, incomplete: str, look: Callable[[Cluster], Awaitable[list[Offer]]]
+) -> list[Offer]:
+    try:
+        offers = _look_quickly(ctx.params.get("context") or "", look)
+    except Exception:
+        return []
+    return [offer for offer in offers if offer[0].startswith(incomplete)]
+
+
+def _look_quickly(
+    context: str, look: Callable[[Cluster], Awaitable[list[Offer]]]
+) -> list[Offer]:
+    import asyncio
+
+    from protocol.client import connect
+
+    async def visit() -> list[Offer]:
+        async with asyncio.timeout(PATIENCE_S), connect(context=context or None) as cluster:
+            return await look(cluster)
+
+    return asyncio.run(visit())

@@ -1,0 +1,147 @@
+"""Tasks as tables and facts.
+
+Knows: which columns a list of tasks has, which facts one task has, in which order.
+Does not know: where tasks come from, terminals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from kohaku_tui.cli.output import Cell, Column, Row
+from kohaku_tui.format import (
+    age,
+    clock,
+    command_text,
+    exit_text,
+    moment,
+    number_ranges,
+    pairs_text,
+    run_time,
+    state_style,
+    task_state,
+)
+from protocol.models.target import render_target
+from protocol.models.task import Change, Claim, NodeVerdict, Task, TaskSpec
+from protocol.units import render_duration, render_size
+
+TASK_COLUMNS: Final = (
+    Column("ID"),
+    Column("STATE"),
+    Column("NODE"),
+    Column("OWNER", yields=True),
+    Column("AGE", right=True),
+    Column("RUN", right=True),
+    Column("NAME", yields=True),
+    Column("COMMAND", yields=True),
+)
+
+HISTORY_COLUMNS: Final = (
+    Column("WHEN"),
+    Column("STATE"),
+    Column("ATTEMPT", right=True),
+    Column("NODE"),
+    Column("ACTOR"),
+    Column("CAUSE", yields=True),
+)
+
+VERDICT_COLUMNS: Final = (Column("NODE"), Column("FITS"), Column("WHY", yields=True))
+
+
+def task_row(task: Task, now: float) -> Row:
+    """Give a task's row under ``TASK_COLUMNS``."""
+    return (
+        str(task.id),
+        Cell(task_state(task), state_style(task.state)),
+        task.node or "-",
+        task.owner or "-",
+        age(task.created_at, now),
+        run_time(task, now),
+        task.spec.name or "-",
+        command_text(task.spec.command),
+    )
+
+
+def history_row(change: Change) -> Row:
+    """Give one step of a task's history as a row under ``HISTORY_COLUMNS``."""
+    return (
+        moment(change.at),
+        Cell(change.state, state_style(change.state)),
+        str(change.attempt or "-"),
+        change.node or "-",
+        change.actor or "-",
+        change.cause or "-",
+    )
+
+
+def verdict_rows(verdict: NodeVerdict) -> Iterator[Row]:
+    """Give why a node takes a task or not, a row for each reason, under ``VERDICT_COLUMNS``."""
+    if verdict.fits_now:
+        fits = Cell("now", "green")
+    else:
+        fits = Cell("later", "yellow") if verdict.could_ever else Cell("never", "red")
+    first, *others = verdict.reasons or ("-",)
+    yield (verdict.node, fits, first)
+    for reason in others:
+        yield ("", "", reason)
+
+
+def task_facts(task: Task, now: float) -> list[tuple[str, str | Cell]]:
+    """Give everything known about a task but its history. Empty values are not shown."""
+    place = f"{task.index} of {task.size}" if task.size > 1 else ""
+    return [
+        ("id", str(task.id)),
+        ("name", task.spec.name),
+        ("state", Cell(task_state(task), state_style(task.state))),
+        ("reason", task.reason),
+        ("ended", exit_text(task.exit) if task.exit is not None else ""),
+        ("oom kills", str(task.exit.oom_kills or "") if task.exit is not None else ""),
+        ("owner", task.owner),
+        ("batch", str(task.batch)),
+        ("index", place),
+        ("node", task.node),
+        ("attempt", str(task.attempt or "")),
+        ("submitted", f"{moment(task.created_at)}, {age(task.created_at, now)} ago"),
+        ("started at", moment(task.started_at) if task.started_at else ""),
+        ("ended at", moment(task.ended_at) if task.ended_at else ""),
+        ("run time", run_time(task, now) if task.started_at else ""),
+        ("target", render_target(task.target) if task.target is not None else ""),
+        *_spec_facts(task.spec),
+        *_claim_facts(task.claim),
+    ]
+
+
+def change_line(task: Task, now: float) -> str:
+    """Say in one line where a task stands now, for following its changes."""
+    parts = [clock(now), str(task.id), task_state(task)]
+    if task.node:
+        parts.append(f"on {task.node}")
+    if task.exit is not None:
+        parts.append(f"({exit_text(task.exit)})")
+    elif task.reason:
+        parts.append(f"({task.reason})")
+    return "  ".join(parts)
+
+
+def _spec_facts(spec: TaskSpec) -> Iterator[tuple[str, str]]:
+    yield "command", command_text(spec.command)
+    yield "workdir", spec.workdir
+    for name, value in sorted(spec.env.items()):
+        yield "env", f"{name}={value}"
+    yield "cores", str(spec.cores) if spec.cores else "no claim and no limit"
+    yield "memory", render_size(spec.memory) if spec.memory else "no claim and no limit"
+    yield "gpus", str(spec.gpus or "")
+    yield "labels", pairs_text(spec.labels) if spec.labels else ""
+    yield "priority", str(spec.priority or "")
+    yield "backend", spec.backend
+    yield "grace", render_duration(spec.grace_s)
+
+
+def _claim_facts(claim: Claim | None) -> Iterator[tuple[str, str]]:
+    if claim is None:
+        return
+    yield "claimed cores", number_ranges(claim.cores) if claim.cores else ""
+    yield "claimed memory", render_size(claim.memory) if claim.memory else ""
+    yield "claimed gpus", " ".join(claim.gpus)
+    yield "claimed numa", "" if claim.numa is None else str(claim.numa)

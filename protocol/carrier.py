@@ -1,0 +1,218 @@
+"""Carries a session's messages over a WebSocket that is already open, at either end.
+
+Knows: reading, writing in order, the session's timer, closing; how much may wait for a peer
+that does not read.
+Does not know: how the WebSocket came to be, what the events mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from protocol.session import CloseCode, Ended, Session, SessionEvent
+
+#: Bytes that may wait for a peer before whoever streams to it is held back.
+ROOM: Final = 256 * 1024
+#: Bytes that may wait before the peer is given up.
+MOST_UNSENT: Final = 8 * 1024 * 1024
+#: Seconds one batch may take to leave before the peer is given up.
+WRITE_TIMEOUT_S: Final = 30.0
+#: Seconds that last words (the error that answers a refused hello) and the close may take.
+FAREWELL_S: Final = 2.0
+
+
+class Socket(Protocol):
+    """What is used of aiohttp's two classes of WebSocket, server's and client's."""
+
+    async def receive(self) -> Any:
+        """Give the next message, or one that says the socket is closed."""
+
+    async def send_bytes(self, data: bytes) -> None:
+        """Send one binary message; waits while the transport is full."""
+
+    async def close(self, *, code: int = 1000, message: bytes = b"") -> bool:
+        """Close with a code."""
+
+    @property
+    def close_code(self) -> int | None:
+        """Say with what code it was closed."""
+
+
+class Carrier:
+    """Moves one session's messages until it ends.
+
+    Whoever changes the session calls ``flush`` after it. ``on_event`` is called on the event
+    loop for all that comes but the end, and must not block.
+    """
+
+    def __init__(
+        self,
+        socket: Socket,
+        session: Session,
+        on_event: Callable[[SessionEvent], None],
+        *,
+        holds_back: bool,
+    ) -> None:
+        """``holds_back``: read no more while the peer does not read.
+
+        For the accepting end only: if both held back, both could wait for each other.
+        """
+        self._socket = socket
+        self._session = session
+        self._on_event = on_event
+        self._holds_back = holds_back
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[Ended] = self._loop.create_future()
+        self._to_write = asyncio.Event()
+        self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
+        self._room = asyncio.Event()
+        self._room.set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def has_room(self) -> bool:
+        """Say whether so little waits for the peer that more may be sent."""
+        return self._room.is_set()
+
+    async def wait_room(self) -> None:
+        """Wait until little enough waits for the peer."""
+        await self._room.wait()
+
+    def flush(self) -> None:
+        """Have sent what the session has to send, and its timer set anew."""
+        for data in self._session.data_to_send():
+            self._unsent.append(data)
+            self._unsent_bytes += len(data)
+        if self._unsent:
+            self._to_write.set()
+            self._idle.clear()
+        if self._unsent_bytes > ROOM:
+            self._room.clear()
+            if self._unsent_bytes > MOST_UNSENT:
+                self._session.end(CloseCode.SLOW_READER, "the peer reads too slowly")
+                self._unsent.clear()
+        if self._session.ended is not None:
+            self._finish(self._session.ended)
+        else:
+            self._set_timer()
+
+    async def run(self) -> Ended:
+        """Carry until the session ends; give why it did. The WebSocket is closed then."""
+        async with asyncio.TaskGroup() as jobs:
+            reader = jobs.create_task(self._read(), name="carrier.read")
+            writer = jobs.create_task(self._write(), name="carrier.write")
+            self.flush()
+            try:
+                ended = await self._over
+                await self._say_farewell(ended)
+            finally:
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._room.set()
+                reader.cancel()
+                writer.cancel()
+        return ended
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                message = await self._socket.receive()
+            except (OSError, RuntimeError, TimeoutError) as reason:
+                self._break(str(reason) or type(reason).__name__)
+                return
+            kind = message.type.name
+            if kind == "BINARY":
+                events = self._session.receive(message.data, self._loop.time())
+            elif kind == "TEXT":
+                events = self._session.receive_text()
+            else:
+                self._take_close(kind, message)
+                return
+            self._hand_on(events)
+            if self._holds_back and not self._room.is_set():
+                # Its own calls make what it does not read: take no more until it does.
+                await self._room.wait()
+
+    async def _write(self) -> None:
+        while True:
+            await self._to_write.wait()
+            self._to_write.clear()
+            batch, self._unsent = self._unsent, []
+            try:
+                async with asyncio.timeout(WRITE_TIMEOUT_S):
+                    for data in batch:
+                        await self._socket.send_bytes(data)
+                        self._unsent_bytes -= len(data)
+            except TimeoutError:
+                self._session.end(CloseCode.SLOW_READER, "the peer does not read")
+                self.flush()
+                return
+            except (OSError, RuntimeError) as reason:
+                self._break(str(reason) or type(reason).__name__)
+                return
+            if self._unsent_bytes <= ROOM:
+                self._room.set()
+            if self._unsent_bytes == 0:
+                self._idle.set()
+
+    def _hand_on(self, events: list[SessionEvent]) -> None:
+        for event in events:
+            if not isinstance(event, Ended):
+                self._on_event(event)
+        self.flush()
+
+    def _take_close(self, kind: str, message: Any) -> None:
+        code = self._socket.close_code or CloseCode.BROKEN
+        if kind == "CLOSE":
+            said = message.extra if isinstance(message.extra, str) else ""
+            self._session.end(code, said or "closed by the peer")
+        elif kind == "ERROR" and code == 1009:
+            self._session.end(CloseCode.TOO_LARGE, "a message above the limit")
+        else:
+            self._session.end(code, "the connection broke")
+        self.flush()
+
+    def _break(self, reason: str) -> None:
+        self._session.end(CloseCode.BROKEN, f"the connection broke: {reason}")
+        self.flush()
+
+    def _finish(self, ended: Ended) -> None:
+        self._room.set()
+        if not self._over.done():
+            self._over.set_result(ended)
+
+    def _set_timer(self) -> None:
+        due = self._session.next_deadline()
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return  # it finds out when it fires: most deadlines only move away
+            self._timer.cancel()
+            self._timer = None
+        if due != float("inf"):
+            self._timer = self._loop.call_at(due, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._hand_on(self._session.tick(self._loop.time()))
+
+    async def _say_farewell(self, ended: Ended) -> None:
+        """Write what is left and close, without waiting long for a peer that may be gone."""
+        try:
+            async with asyncio.timeout(FAREWELL_S):
+                if ended.code in (CloseCode.BROKEN, CloseCode.SLOW_READER):
+                    await self._socket.close(code=CloseCode.GOING_AWAY)
+                else:
+                    await self._idle.wait()
+                    await self._socket.close(code=ended.code, message=_fit(ended.reason))
+        except (TimeoutError, OSError, RuntimeError):
+            pass
+
+
+def _fit(reason: str) -> bytes:
+    """Cut a reason to what a close frame holds: 123 bytes of UTF-8 (RFC 6455 section 5.5)."""
+    return reason.encode()[:120].decode("utf-8", "ignore").encode()

@@ -1,0 +1,1 @@
+"""Parameters and results of methods, one module a subject."""

@@ -1,0 +1,147 @@
+"""Submitting, reading and steering tasks and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from protocol.ids import BatchId, TaskId
+from protocol.models.target import Target
+from protocol.models.task import Batch, Explanation, Task, TaskSpec, TaskState
+
+#: Tasks one submission may make.
+LARGEST_BATCH = 100_000
+
+
+class SubmitTask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Make one task, or a batch of them.
+
+    At most one of ``targets``, ``array`` and ``rows`` says how many: a task per target,
+    ``array`` tasks told apart by ``KOHAKU_TASK_INDEX``, or a task per row of variables.
+    """
+
+    #: Chosen by the client, 8 to 64 characters; the same one again gives the same tasks.
+    request_id: str
+    spec: TaskSpec
+    targets: tuple[Target, ...] = ()
+    array: int = 0
+    rows: tuple[dict[str, str], ...] = ()
+
+
+class Submitted(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The tasks made, or made earlier by the same request."""
+
+    batch: BatchId
+    #: Ids in the order of the batch, as runs of consecutive numbers: (first, count).
+    runs: tuple[tuple[int, int], ...]
+    #: True if this request id had been answered before.
+    repeated: bool = False
+
+    def ids(self) -> Iterator[TaskId]:
+        """Give every task id in the order of the batch."""
+        for first, count in self.runs:
+            yield from map(TaskId, range(first, first + count))
+
+
+class ListTasks(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A page of tasks, newest first."""
+
+    #: Only these states; empty for all.
+    states: tuple[TaskState, ...] = ()
+    batch: BatchId | None = None
+    node: str = ""
+    owner: str = ""
+    #: Only tasks with a smaller id: the last id of the page before.
+    before: TaskId | None = None
+    #: At most 500.
+    limit: int = 100
+
+
+class TaskPage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A page of tasks."""
+
+    tasks: tuple[Task, ...]
+    #: There are older ones.
+    more: bool = False
+
+
+class OneTask(msgspec.Struct, frozen=True):
+    """Names one task."""
+
+    task: TaskId
+
+
+class OneBatch(msgspec.Struct, frozen=True):
+    """Names one batch."""
+
+    batch: BatchId
+
+
+class TaskResult(msgspec.Struct, frozen=True):
+    """One task."""
+
+    task: Task
+
+
+class ExplainResult(msgspec.Struct, frozen=True):
+    """Why a task is where it is."""
+
+    explanation: Explanation
+
+
+class WaitTasks(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Answered when all named tasks are over (final or lost), or the time is up.
+
+    At most 1000 tasks; for more, name their batch.
+    """
+
+    tasks: tuple[TaskId, ...] = ()
+    batch: BatchId | None = None
+    #: Seconds the host may hold the answer, at most 60; ask again with the same words.
+    hold_s: float = 30.0
+
+
+class WaitResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How far the awaited tasks are."""
+
+    done: bool
+    #: Tasks that are not over.
+    left: int = 0
+
+
+class SteerTasks(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Kill, pause or resume tasks: named ones, or all of a batch. At most 1000 names."""
+
+    tasks: tuple[TaskId, ...] = ()
+    batch: BatchId | None = None
+
+
+class SteerResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of each: asked, or why not."""
+
+    #: How many tasks will change.
+    asked: int
+    #: Tasks left as they are, with the reason; at most 100 are named.
+    refused: tuple[tuple[TaskId, str], ...] = ()
+
+
+class ListBatches(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A page of batches, newest first."""
+
+    owner: str = ""
+    before: BatchId | None = None
+    limit: int = 100
+
+
+class BatchPage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A page of batches."""
+
+    batches: tuple[Batch, ...]
+    more: bool = False
+
+
+class BatchResult(msgspec.Struct, frozen=True):
+    """One batch."""
+
+    batch: Batch

@@ -1,0 +1,1 @@
+"""Values that both ends of the wire name."""
