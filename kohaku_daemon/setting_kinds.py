@@ -2,11 +2,11 @@
 
 Knows: one ``Kind`` for each type hint that a settings class may use:
 
-* ``bool``, ``int``, ``str``, ``Path``, ``Literal["a", "b"]``
+* ``bool``, ``int``, ``str``, ``Path``, ``Literal["a", "b"]``, a ``StrEnum``
 * ``float``: seconds, takes ``90`` or ``"2h"``
 * ``Size``: bytes, takes ``4096`` or ``"64Mi"``; ``Cores``: takes ``"0-3,8"`` or ``[0, 1]``
 * ``Annotated[int, Between(least, most)]``, ``Annotated[float, Between(least, most)]``
-* ``tuple[str, ...]``: a list; ``dict[str, str]``: a table of names and values
+* ``tuple[str, ...]``, ``tuple[Path, ...]``: a list; ``dict[str, str]``: a table of names and values
 * ``X | None``: as ``X``, or ``"auto"`` for None
 
 Does not know: keys, files, the environment.
@@ -17,8 +17,9 @@ from __future__ import annotations
 import json
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
@@ -70,6 +71,7 @@ def kind_of(hint: Any) -> Kind:
     Raises:
         TypeError: No kind is for this hint: a mistake in a settings class.
     """
+    hint = getattr(hint, "__supertype__", hint)  # of a NewType
     if get_origin(hint) in (Union, types.UnionType):
         return _optional(hint)
     if get_origin(hint) is Literal:
@@ -79,6 +81,8 @@ def kind_of(hint: Any) -> Kind:
         if isinstance(mark, Between):
             return _limited(kind_of(kind), mark)
         hint = mark
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return replace(_choice(tuple(hint)), read=_read_member(hint))
     try:
         return _KINDS[hint]
     except KeyError:
@@ -106,13 +110,18 @@ def _choice(choices: tuple[str, ...]) -> Kind:
     return Kind("one of " + ", ".join(map(_quoted, choices)), read, _quoted)
 
 
+def _read_member(members: type[StrEnum]) -> Callable[[Any, Path], Any]:
+    return lambda raw, _: members(_must(raw in tuple(members), raw))
+
+
 def _limited(kind: Kind, limits: Between) -> Kind:
     def read(raw: Any, base: Path) -> Any:
         value = kind.read(raw, base)
         return _must(limits.least <= value <= limits.most, value)
 
-    least, most = limits.least, limits.most
-    span = f"{least:g} or more" if most == float("inf") else f"from {least:g} to {most:g}"
+    least = kind.write(limits.least)
+    no_top = limits.most == float("inf")
+    span = f"{least} or more" if no_top else f"from {least} to {kind.write(limits.most)}"
     return replace(kind, expected=f"{kind.expected}, {span}", read=read)
 
 
@@ -166,6 +175,14 @@ def _read_list(raw: Any, _: Path) -> tuple[str, ...]:
     return tuple(_must(isinstance(raw, list) and all(isinstance(part, str) for part in raw), raw))
 
 
+def _read_paths(raw: Any, base: Path) -> tuple[Path, ...]:
+    return tuple(_read_path(part, base) for part in _must(isinstance(raw, list), raw))
+
+
+def _write_list(values: Iterable[object]) -> str:
+    return f"[{', '.join(map(_quoted, values))}]"
+
+
 def _list_of_text(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -216,8 +233,9 @@ _KINDS: Final[dict[Any, Kind]] = {
         lambda value: _quoted(render_duration(value)),
     ),
     Path: Kind("a path", _read_path, _quoted),
-    tuple[str, ...]: Kind(
-        'a list such as ["a", "b"]', _read_list, lambda value: json.dumps(value), _list_of_text
+    tuple[str, ...]: Kind('a list such as ["a", "b"]', _read_list, _write_list, _list_of_text),
+    tuple[Path, ...]: Kind(
+        'a list of paths such as ["/a", "/b"]', _read_paths, _write_list, _list_of_text
     ),
     dict[str, str]: Kind(
         'a table such as { gpu = "a100" }', _read_table, _write_table, _table_of_text

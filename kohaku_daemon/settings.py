@@ -22,10 +22,16 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Final, get_type_hints
 
 from kohaku_daemon.setting_kinds import Kind, NotOfKind, kind_of
 from protocol.errors import BadRequest
+
+_HEADING: Final = """\
+# Settings of a {name} of KohakuRiver. What is commented out is the default.
+# Environment variables beat this file, and flags beat both. In a variable a list is
+# written a,b and a table gpu=a100,rack=3.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +94,15 @@ def settings_of(owner: type, table: str = "") -> Iterator[Setting]:
         yield from settings_of(inner, prefix)
 
 
-def render(owner: type, prefix: str, computed: Mapping[str, object]) -> str:
+def render(owner: type, name: str, prefix: str, computed: Mapping[str, object]) -> str:
     """Write a settings file with every key, its explanation and its default, commented out.
 
     ``computed`` has the defaults of the keys that the class itself has none for.
     """
-    lines: list[str] = []
+    lines = [_HEADING.format(name=name)]
     table = ""
     for setting in settings_of(owner):
-        inner, _, name = setting.key.rpartition(".")
+        inner, _, key = setting.key.rpartition(".")
         if inner != table:
             lines += [f"[{inner}]", ""]
             table = inner
@@ -104,7 +110,7 @@ def render(owner: type, prefix: str, computed: Mapping[str, object]) -> str:
         lines += [f"# {line}" for line in _explanations(setting.owner)[setting.name]]
         lines += [
             f"# Here {setting.kind.expected}; or set {setting.variable(prefix)}.",
-            f"#{name} = {setting.kind.write(default)}",
+            f"#{key} = {setting.kind.write(default)}",
             "",
         ]
     return "\n".join(lines)

@@ -118,6 +118,11 @@ def command_text(command: Iterable[str]) -> str:
     return clean_line(shlex.join(command)) or NOTHING
 
 
+def task_title(task: Task) -> str:
+    """Give a task's name, or its command where it has none."""
+    return clean_line(task.spec.name) or command_text(task.spec.command)
+
+
 def share(held: int, whole: int) -> str:
     """Say how much of a whole number of things is held, such as ``3 of 8``."""
     return f"{held} of {whole}" if whole else NOTHING

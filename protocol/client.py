@@ -1,447 +1,654 @@
-"""The client: one connection, and a cluster reached by as many as it takes.
+"""The client of scripts: a cluster, reached by as many connections as it takes.
 
-Knows: aiohttp, dialling, waiting for answers, streams, data connections, when to dial again and
-what may then be said again, resuming watches and logs.
-Does not know: the daemons, files of the user but the saved context it is asked for.
+Knows: which host is meant, when to dial again and what may then be said again, how waiting,
+watching and reading logs go on after a cut.
+Does not know: WebSockets (``connection``), the daemons.
 
-``Connection`` is one WebSocket: runners use it, and whoever wants to see it break.
-``connect`` gives a ``Cluster`` that reconnects by itself: scripts use that.
+    async with connect() as cluster:
+        submitted = await cluster.submit(["python", "train.py"], gpus=1)
+        (task,) = await cluster.wait(submitted)
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
-from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import os
+import random
+import uuid
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Final, Generic
-from urllib.parse import urlsplit
+from typing import Any, Final, TypedDict, Unpack
 
-import aiohttp
 import msgspec
 
-from protocol.carrier import Carrier
-from protocol.errors import (
-    BadRequest,
-    Forbidden,
-    KohakuError,
-    NotFound,
-    TimedOut,
-    Unauthenticated,
-    Unavailable,
-    Unsupported,
+from protocol import contexts
+from protocol.backoff import LONGEST_S, delay_s
+from protocol.connection import Connection, parse_url
+from protocol.errors import BadRequest, Conflict, TimedOut, Unavailable
+from protocol.framing import decode_value
+from protocol.ids import BatchId, TaskId
+from protocol.messages.cluster import Event, GetStatus, ListEvents, Status, Topic, Update, Watch
+from protocol.messages.hello import Welcome
+from protocol.messages.node import ListNodes
+from protocol.messages.stream import LogChunk, LogEnd, LogItem, OpenLogs, Source
+from protocol.messages.task import (
+    ListTasks,
+    OneTask,
+    SteerResult,
+    SteerTasks,
+    SubmitTask,
+    Submitted,
+    WaitTasks,
 )
-from protocol.framing import (
-    MAX_DATA_MESSAGE,
-    MAX_MESSAGE,
-    decode_answer,
-    pack_value,
-    unpack_value,
+from protocol.methods import (
+    EVENT_LIST,
+    NODE_LIST,
+    STATUS,
+    TASK_EXPLAIN,
+    TASK_KILL,
+    TASK_LIST,
+    TASK_LOGS,
+    TASK_PAUSE,
+    TASK_RESUME,
+    TASK_SHOW,
+    TASK_SUBMIT,
+    TASK_WAIT,
+    WATCH,
+    Method,
+    P,
+    R,
 )
-from protocol.messages.hello import Hello, Welcome
-from protocol.methods import HELLO, I, Method, P, R, StreamingMethod
-from protocol.session import (
-    Answered,
-    Called,
-    CloseCode,
-    Ended,
-    Failed,
-    ItemCame,
-    Session,
-    SessionEvent,
-)
-from protocol.version import CAPABILITIES, PROTOCOL_VERSION
+from protocol.models.node import Node
+from protocol.models.target import Target, parse_target
+from protocol.models.task import Explanation, Task, TaskSpec, TaskState
+from protocol.units import parse_size
 
-#: Port of a host whose address names none.
-DEFAULT_PORT: Final = 8000
-#: Seconds to wait for the close handshake of a peer that may be gone.
-_CLOSE_TIMEOUT: Final = aiohttp.ClientWSTimeout(ws_close=1.0)
-_SCHEMES: Final = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+__all__ = [
+    "Cluster",
+    "Connection",
+    "SubmitOptions",
+    "TaskFilter",
+    "Tasks",
+    "connect",
+    "parse_url",
+]
+
+#: Seconds a call may go on finding a host that was lost.
+PATIENCE_S: Final = 60.0
+#: Seconds one ``task.wait`` is held by the host: shorter than what middle boxes cut.
+_HOLD_S: Final = 30.0
+#: Names in one message; the table's limit of ``task.wait`` and of steering.
+_MOST_NAMES: Final = 1000
+_PAGE: Final = 200
+#: ``task.show`` calls at once where tasks are asked one by one.
+_AT_ONCE: Final = 32
+
+#: How tasks are named: one id, several, or what a submission gave.
+Tasks = int | Iterable[int] | Submitted
 
 
-def parse_url(text: str) -> str:
-    """Read where a host is: ``http://H:P``, ``https://``, ``ws://``, ``wss://``, ``H:P`` or ``H``.
+class SubmitOptions(TypedDict, total=False):
+    """What ``submit`` takes beside the command; as in TaskSpec and SubmitTask."""
 
-    Gives ``http://…`` or ``https://…`` without path. Without a scheme the port is 8000
-    where none is named.
+    name: str
+    env: Mapping[str, str]
+    workdir: str
+    cores: int
+    #: Bytes, or text such as ``4G``.
+    memory: int | str
+    gpus: int
+    labels: Mapping[str, str]
+    priority: int
+    backend: str
+    grace_s: float
+    #: Such as ``node1`` or ``node1:0:0,1``; one task for each.
+    targets: Iterable[str | Target]
+    array: int
+    rows: Iterable[Mapping[str, str]]
+    #: Made at random if not given; give one to submit the same thing once across programs.
+    request_id: str
+
+
+class TaskFilter(TypedDict, total=False):
+    """Which tasks to list; as in ListTasks."""
+
+    states: Iterable[TaskState]
+    batch: int
+    node: str
+    owner: str
+    #: Stop after so many.
+    most: int
+
+
+def connect(
+    url: str | None = None,
+    token: str | None = None,
+    *,
+    context: str | None = None,
+    agent: str = "",
+    patience_s: float = PATIENCE_S,
+) -> Cluster:
+    """Name a cluster; connected by ``async with``.
+
+    The host is, in this order: ``url``, the saved ``context`` of that name, ``KOHAKU_HOST``,
+    the saved context in use. The token is ``token``, or what belongs to that host:
+    ``KOHAKU_TOKEN``, or the context's own.
 
     Raises:
-        BadRequest: It names no host.
+        Unavailable: No host is named anywhere.
+        BadRequest, NotFound: The address or context makes no sense.
     """
-    bare = "://" not in text
-    try:
-        parts = urlsplit(f"http://{text}" if bare else text)
-        scheme = _SCHEMES[parts.scheme]
-        port, host = parts.port, parts.hostname
-        if not host or parts.username or parts.path.strip("/") or parts.query or parts.fragment:
-            raise ValueError(text)
-    except (ValueError, KeyError):
-        raise BadRequest(
-            f"{text!r} is not the address of a host",
-            hint="write it as HOST, HOST:PORT, http://HOST:PORT or https://HOST:PORT",
-        ) from None
-    if bare and port is None:
-        port = DEFAULT_PORT
-    name = f"[{host}]" if ":" in host else host
-    return f"{scheme}://{name}" if port is None else f"{scheme}://{name}:{port}"
+    saved = _find_context(url, token, context)
+    return Cluster(saved, agent=agent or "kohaku-client", patience_s=patience_s)
 
 
-class Connection:
-    """One WebSocket to a host, from its welcome to its end."""
+class Cluster:
+    """A cluster, through its host. Reconnects by itself; made by ``connect``.
 
-    #: What the host answered to hello.
-    welcome: Welcome
+    A call that finds the connection lost dials again with growing pauses, for up to the
+    cluster's patience, and is repeated if that is safe: reading is, and submitting, because
+    of its request id. Anything else ends with Unavailable, which says that it is not known
+    whether it happened.
+    """
 
-    def __init__(self, url: str, http: aiohttp.ClientSession, socket: Any) -> None:
-        """Not for use: ``dial`` makes one."""
-        self._url = url
-        self._http = http
-        self._loop = asyncio.get_running_loop()
-        self._session = Session("dialling", self._loop.time())
-        self._carrier = Carrier(socket, self._session, self._take, holds_back=False)
-        self._answers: dict[int, asyncio.Future[msgspec.Raw]] = {}
-        self._streams: dict[int, ItemStream[Any, Any]] = {}
-        #: Done when the connection has ended; its result says why.
-        self.closed: asyncio.Future[Ended] = self._loop.create_future()
-        # The loop itself keeps weak references only: this one keeps the job alive.
-        self._job = self._loop.create_task(self._carry(), name=f"connection {url}")
-
-    @classmethod
-    async def dial(
-        cls,
-        url: str,
-        *,
-        token: str = "",
-        path: str = "/v1/ws",
-        agent: str = "",
-        timeout_s: float = 10.0,
-    ) -> Connection:
-        """Connect and say hello.
-
-        Raises:
-            Unavailable: Nobody who speaks this protocol answers there in time.
-            KohakuError: The host refused, such as Unauthenticated.
-        """
-        url = parse_url(url)
-        http = _make_http()
-        connection = None
-        try:
-            async with asyncio.timeout(timeout_s):
-                socket = await _open_socket(http, url + path, MAX_MESSAGE + 1, {})
-                connection = cls(url, http, socket)
-                hello = Hello(PROTOCOL_VERSION, token, agent, CAPABILITIES)
-                connection.welcome = await connection.call(HELLO, hello, timeout_s=timeout_s)
-        except BaseException as reason:
-            await (http.close() if connection is None else connection.close())
-            if isinstance(reason, TimeoutError | TimedOut):
-                raise Unavailable(f"{url} does not answer within {timeout_s:g} s") from None
-            raise
-        connection._session.set_keep_alive(connection.welcome.keep_alive_s)
-        connection._carrier.flush()
-        return connection
+    def __init__(self, context: contexts.Context, *, agent: str, patience_s: float) -> None:
+        self._context = context
+        self._agent = agent
+        self._patience_s = patience_s
+        self._connection: Connection | None = None
+        self._dialling = asyncio.Lock()
+        self._closed = False
 
     def __repr__(self) -> str:
-        return f"<Connection {self._url} {self._session!r}>"
+        state = "closed" if self._closed else "open" if self._is_connected else "not connected"
+        return f"<Cluster {self._context.url} {state}>"
+
+    async def __aenter__(self) -> Cluster:
+        """Connect, once: a host that is not there is told at once.
+
+        Raises:
+            Unavailable: It cannot be reached.
+            KohakuError: It refused, such as Unauthenticated.
+        """
+        self._connection = await self._dial()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        reason: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
 
     @property
     def url(self) -> str:
-        """Where the host is, as ``parse_url`` writes it."""
-        return self._url
+        """Where the host is."""
+        return self._context.url
 
     @property
-    def is_open(self) -> bool:
-        """Say whether calls can be made."""
-        return self._session.is_open
-
-    async def call(self, method: Method[P, R], params: P, timeout_s: float | None = 30.0) -> R:
-        """Call a method and wait for its answer; cancelled there if cancelled here.
+    def welcome(self) -> Welcome:
+        """What the host said at the last hello: who one is, its version.
 
         Raises:
-            KohakuError: The host refused.
-            TimedOut: No answer in time. What was asked may still happen.
-            Unavailable: The connection ended before the answer. It may have happened.
+            Unavailable: Not connected yet.
         """
-        result = await self._ask(method.name, params, timeout_s)
-        return decode_answer(result, method.result, method.name)
+        if self._connection is None:
+            raise Unavailable("not connected: use the cluster inside 'async with'")
+        return self._connection.welcome
 
-    async def call_raw(self, name: str, params: Any, timeout_s: float | None = 30.0) -> Any:
-        """Call by name with plain values, and give plain values. Raises as ``call``."""
-        raw = msgspec.Raw(pack_value(params))
-        return unpack_value(bytes(await self._ask(name, raw, timeout_s)))
+    async def close(self) -> None:
+        """Close the connection. Watches and waits end with Unavailable."""
+        self._closed = True
+        if self._connection is not None:
+            await self._connection.close()
 
-    @asynccontextmanager
-    async def stream(
-        self, method: StreamingMethod[P, R, I], params: P, *, window: int = 8
-    ) -> AsyncIterator[ItemStream[I, R]]:
-        """Call a streaming method; at most ``window`` items wait here. Leaving it cancels."""
-        number = self._session.call(
-            method.name, params, self._loop.time(), timeout_s=None, credit=window
-        )
-        stream: ItemStream[I, R] = ItemStream(self, number, method, window)
-        self._streams[number] = stream
-        self._carrier.flush()
-        try:
-            yield stream
-        finally:
-            if self._streams.get(number) is stream:
-                del self._streams[number]
-                self._session.cancel(number)
-                self._carrier.flush()
+    # -- Calls ------------------------------------------------------------------------
 
-    async def open_data(self, path: str, ticket: str, *, timeout_s: float = 10.0) -> DataStream:
-        """Open a data connection with a ticket.
+    async def call(self, method: Method[P, R], params: P, *, timeout_s: float = 30.0) -> R:
+        """Call any method of the table.
 
         Raises:
-            Unauthenticated, Forbidden, NotFound: The host does not take the ticket.
-            Unavailable: It cannot be reached.
+            KohakuError: The host refused, or could not be reached for all of the patience.
         """
-        headers = {"Authorization": f"Ticket {ticket}"}
+        patience = _Patience(self._patience_s)
+        while True:
+            connection = await self._connected(patience)
+            try:
+                return await connection.call(method, params, timeout_s)
+            except Unavailable as reason:
+                if connection.is_open or self._closed:
+                    raise  # the host itself says that something is unavailable
+                if not _may_repeat(method):
+                    raise Unavailable(
+                        f"the host was lost during {method.name}: "
+                        "it is not known whether it happened",
+                        hint="look at the cluster before you repeat it",
+                    ) from reason
+                await patience.pause(reason)
+
+    async def call_raw(self, name: str, params: Any, *, timeout_s: float = 30.0) -> Any:
+        """Call by name with plain values, and give plain values. Never repeated."""
+        connection = await self._connected(_Patience(self._patience_s))
+        return await connection.call_raw(name, params, timeout_s)
+
+    # -- Submitting and reading -------------------------------------------------------
+
+    async def submit(
+        self, command: Sequence[str] | TaskSpec, **options: Unpack[SubmitOptions]
+    ) -> Submitted:
+        """Submit one task, or a batch by ``targets``, ``array`` or ``rows``.
+
+        Answered once it is durable. With a whole TaskSpec as ``command``, only the options
+        that say how many, and ``request_id``, may be given.
+
+        Raises:
+            BadRequest, NoFit, QuotaExceeded, Forbidden: The cluster does not take it.
+        """
+        return await self.call(TASK_SUBMIT, _make_submission(command, options))
+
+    async def task(self, task: int) -> Task:
+        """Give one task with its history.
+
+        Raises:
+            NotFound: There is none.
+        """
+        return (await self.call(TASK_SHOW, OneTask(TaskId(task)))).task
+
+    async def explain(self, task: int) -> Explanation:
+        """Say why a task is where it is, node by node."""
+        return (await self.call(TASK_EXPLAIN, OneTask(TaskId(task)))).explanation
+
+    async def tasks(self, **only: Unpack[TaskFilter]) -> AsyncGenerator[Task, None]:
+        """Give tasks, newest first, a page at a time."""
+        most, before = only.get("most"), None
+        batch = only.get("batch")
+        while most is None or most > 0:
+            page = await self.call(
+                TASK_LIST,
+                ListTasks(
+                    states=tuple(only.get("states", ())),
+                    batch=None if batch is None else BatchId(batch),
+                    node=only.get("node", ""),
+                    owner=only.get("owner", ""),
+                    before=before,
+                    limit=_PAGE if most is None else min(most, _PAGE),
+                ),
+            )
+            for task in page.tasks:
+                yield task
+            if not page.more or not page.tasks:
+                return
+            before = page.tasks[-1].id
+            most = None if most is None else most - len(page.tasks)
+
+    async def events(self, most: int = 100) -> list[Event]:
+        """Give the newest lines of the cluster's diary, newest first."""
+        found: list[Event] = []
+        before: int | None = None
+        while len(found) < most:
+            limit = min(most - len(found), _PAGE)
+            page = await self.call(EVENT_LIST, ListEvents(before=before, limit=limit))
+            found += page.events
+            if not page.more or not page.events:
+                break
+            before = page.events[-1].id
+        return found
+
+    async def nodes(self) -> tuple[Node, ...]:
+        """Give all nodes, by name."""
+        page = await self.call(NODE_LIST, ListNodes())
+        found = page.nodes
+        while page.more and page.nodes:
+            page = await self.call(NODE_LIST, ListNodes(after=page.nodes[-1].name))
+            found += page.nodes
+        return found
+
+    async def status(self) -> Status:
+        """Give the cluster at a glance."""
+        return await self.call(STATUS, GetStatus())
+
+    # -- Waiting and steering ---------------------------------------------------------
+
+    async def wait(
+        self, tasks: Tasks = (), *, batch: int | None = None, timeout_s: float | None = None
+    ) -> list[Task]:
+        """Wait until tasks are over (final or lost) and give them, in their order.
+
+        Raises:
+            TimedOut: Some are not over in time; they go on.
+            NotFound: There is no such task.
+        """
+        names, batch = _name_tasks(tasks, batch)
         try:
             async with asyncio.timeout(timeout_s):
-                socket = await _open_socket(
-                    self._http, self._url + path, MAX_DATA_MESSAGE + 1, headers
-                )
+                if batch is not None:
+                    await self._wait_group(WaitTasks(batch=BatchId(batch), hold_s=_HOLD_S))
+                for group in _groups(names, _MOST_NAMES):
+                    await self._wait_group(WaitTasks(tasks=group, hold_s=_HOLD_S))
         except TimeoutError:
-            raise Unavailable(f"{self._url} does not answer within {timeout_s:g} s") from None
-        return DataStream(socket, self._url + path)
+            raise TimedOut(
+                f"not all tasks were over within {timeout_s:g} s",
+                hint="they go on; wait again, or see why: kohaku task explain ID",
+            ) from None
+        return await self._gather(names, batch)
 
-    async def close(self) -> None:
-        """Close. Calls without an answer end with Unavailable."""
-        self._session.end(CloseCode.NORMAL, "closed here")
-        self._carrier.flush()
-        await asyncio.shield(self._job)
+    async def kill(self, tasks: Tasks = (), *, batch: int | None = None) -> SteerResult:
+        """End tasks: SIGTERM, their grace, SIGKILL. Answered when it is ordered."""
+        return await self._steer(TASK_KILL, tasks, batch)
 
-    async def __aenter__(self) -> Connection:
-        return self
+    async def pause(self, tasks: Tasks = (), *, batch: int | None = None) -> SteerResult:
+        """Hold running tasks still."""
+        return await self._steer(TASK_PAUSE, tasks, batch)
 
-    async def __aexit__(
+    async def resume(self, tasks: Tasks = (), *, batch: int | None = None) -> SteerResult:
+        """Let paused tasks go on."""
+        return await self._steer(TASK_RESUME, tasks, batch)
+
+    # -- Streams ----------------------------------------------------------------------
+
+    async def watch(
+        self, topics: Iterable[Topic | str], *, batch: int | None = None, tasks: Iterable[int] = ()
+    ) -> AsyncGenerator[Update, None]:
+        """Give a snapshot, then what changes, for ever.
+
+        After a lost connection it goes on where it was; if the host cannot tell what was
+        missed, the next update has ``start`` set and a new snapshot follows.
+        """
+        question = Watch(
+            topics=tuple(Topic(topic) for topic in topics),
+            batch=None if batch is None else BatchId(batch),
+            tasks=tuple(TaskId(task) for task in tasks),
+        )
+        patience = _Patience(self._patience_s)
+        while True:
+            connection = await self._connected(patience)
+            try:
+                async with connection.stream(WATCH, question) as updates:
+                    async for update in updates:
+                        if update.revision:
+                            question = msgspec.structs.replace(question, since=update.revision)
+                        patience.restore()
+                        yield update
+                reason = Unavailable("the host ended the watch")
+            except Unavailable as lost:
+                if connection.is_open or self._closed:
+                    raise
+                reason = lost
+            await patience.pause(reason)
+
+    async def logs(
         self,
-        kind: type[BaseException] | None,
-        reason: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
+        task: int,
+        *,
+        follow: bool = False,
+        sources: Iterable[Source | str] = (Source.STDOUT, Source.STDERR),
+        attempt: int | None = None,
+        tail_lines: int = 0,
+    ) -> AsyncGenerator[LogChunk | LogEnd, None]:
+        """Give a task's output, and how it ended as the last item.
 
-    async def _ask(self, name: str, params: object, timeout_s: float | None) -> msgspec.Raw:
-        number = self._session.call(name, params, self._loop.time(), timeout_s=timeout_s)
-        answer: asyncio.Future[msgspec.Raw] = self._loop.create_future()
-        self._answers[number] = answer
-        self._carrier.flush()
-        try:
-            return await answer
-        except asyncio.CancelledError:
-            self._session.cancel(number)
-            self._carrier.flush()
-            raise
-        finally:
-            if self._answers.get(number) is answer:
-                del self._answers[number]
+        With ``follow`` until the task ends. A cut connection is made again and goes on with
+        the byte after the last one that came.
+        """
+        reader = _LogReader(
+            OpenLogs(
+                task=TaskId(task),
+                attempt=attempt,
+                sources=tuple(Source(source) for source in sources),
+                tail_lines=tail_lines,
+                follow=follow,
+            )
+        )
+        patience = _Patience(self._patience_s)
+        while True:
+            try:
+                async with aclosing(self._read_logs(reader, patience)) as items:
+                    async for item in items:
+                        patience.restore()
+                        yield item
+                        if isinstance(item, LogEnd):
+                            return
+                reason = Unavailable(f"the output of task {task} stopped short")
+            except Unavailable as lost:
+                # What cannot be read from the beginning is told at once; what was being read
+                # is worth waiting for.
+                if self._closed or (self._is_connected and not reader.began):
+                    raise
+                reason = lost
+            await patience.pause(reason)
 
-    async def _carry(self) -> None:
-        ended = Ended(CloseCode.INTERNAL, "the client failed")
-        try:
-            ended = await self._carrier.run()
-        finally:
-            self._lose_all(ended)
-            await self._http.close()
-            self.closed.set_result(ended)
-
-    def _lose_all(self, ended: Ended) -> None:
-        self._session.end(ended.code, ended.reason)
-        error = Unavailable(f"the connection to {self._url} ended: {ended.reason}")
-        for answer in self._answers.values():
-            if not answer.done():
-                answer.set_exception(error)
-        for stream in self._streams.values():
-            stream._end(error)
-        self._streams.clear()
-
-    def _take(self, event: SessionEvent) -> None:
-        match event:
-            case Answered(id=number, result=result):
-                if number in self._streams:
-                    self._streams.pop(number)._finish(result)
-                elif not (answer := self._answers[number]).done():
-                    answer.set_result(result)
-            case Failed(id=number, error=error):
-                if number in self._streams:
-                    self._streams.pop(number)._end(error)
-                elif not (answer := self._answers[number]).done():
-                    answer.set_exception(error)
-            case ItemCame(id=number, item=item):
-                if (stream := self._streams.get(number)) is not None:
-                    stream._put(item)
-            case Called(id=number, method=method):
-                self._session.fail(number, Unsupported(f"a client answers no {method}"))
-            case _:
-                pass  # notifies nobody here knows; cancels of what was refused at once
-
-    def _grant(self, number: int, n: int) -> None:
-        self._session.grant(number, n)
-        self._carrier.flush()
-
-
-class ItemStream(Generic[I, R]):
-    """Items of one streaming call, in order. Reading slowly slows the sender."""
-
-    def __init__(
-        self,
-        connection: Connection,
-        number: int,
-        method: StreamingMethod[Any, R, I],
-        window: int,
-    ) -> None:
-        self._connection = connection
-        self._number = number
-        self._method = method
-        self._waiting: deque[msgspec.Raw] = deque()
-        self._change = asyncio.Event()
-        self._taken = 0
-        #: Credit goes back in halves of the window, so that not every item costs a message.
-        self._group = max(window // 2, 1)
-        self._result: msgspec.Raw | None = None
-        self._error: KohakuError | None = None
+    # -- Inside -----------------------------------------------------------------------
 
     @property
-    def result(self) -> R:
-        """What ended the stream, after its last item.
+    def _is_connected(self) -> bool:
+        return self._connection is not None and self._connection.is_open
+
+    async def _dial(self) -> Connection:
+        saved = self._context
+        connection = await Connection.dial(saved.url, token=saved.token, agent=self._agent)
+        if saved.cluster and connection.welcome.cluster != saved.cluster:
+            await connection.close()
+            raise Conflict(
+                f"{saved.url} is another cluster than the one saved as {saved.name!r}",
+                hint=f"if that is right, log in again: kohaku login {saved.url}",
+            )
+        return connection
+
+    async def _connected(self, patience: _Patience) -> Connection:
+        """Give an open connection, dialling as long as the patience lasts."""
+        while True:
+            async with self._dialling:
+                if self._closed:
+                    raise Unavailable(f"the connection to {self.url} was closed here")
+                if self._connection is not None and self._connection.is_open:
+                    return self._connection
+                try:
+                    self._connection = await self._dial()
+                except Unavailable as reason:
+                    lost = reason
+                else:
+                    return self._connection
+            await patience.pause(lost)
+
+    async def _wait_group(self, question: WaitTasks) -> None:
+        while not (await self.call(TASK_WAIT, question, timeout_s=_HOLD_S + 30)).done:
+            pass
+
+    async def _gather(self, names: tuple[TaskId, ...], batch: int | None) -> list[Task]:
+        found: list[Task] = []
+        if batch is not None:
+            found = [task async for task in self.tasks(batch=batch)]
+            found.sort(key=lambda task: task.index)
+        for group in _groups(names, _AT_ONCE):
+            found += await asyncio.gather(*(self.task(name) for name in group))
+        return found
+
+    async def _steer(
+        self, method: Method[SteerTasks, SteerResult], tasks: Tasks, batch: int | None
+    ) -> SteerResult:
+        names, batch = _name_tasks(tasks, batch)
+        questions = [SteerTasks(tasks=group) for group in _groups(names, _MOST_NAMES)]
+        if batch is not None:
+            questions = [SteerTasks(batch=BatchId(batch))]
+        results = [await self.call(method, question) for question in questions]
+        refused = tuple(refusal for result in results for refusal in result.refused)
+        return SteerResult(sum(result.asked for result in results), refused)
+
+    async def _read_logs(
+        self, reader: _LogReader, patience: _Patience
+    ) -> AsyncGenerator[LogChunk | LogEnd, None]:
+        """Give what comes over one data connection, without what came before."""
+        ticket = await self.call(TASK_LOGS, reader.question())
+        connection = await self._connected(patience)
+        async with await connection.open_data(ticket.path, ticket.ticket) as data:
+            reader.began = True
+            async for message in data:
+                item = reader.take(message)
+                if item is not None:
+                    yield item
+
+
+class _Patience:
+    """How long one call goes on looking for the host."""
+
+    def __init__(self, most_s: float) -> None:
+        self._most_s = most_s
+        self._began_at: float | None = None
+        self._paused_at = 0.0
+        self._attempt = 0
+
+    def restore(self) -> None:
+        """Begin anew: something came through."""
+        self._began_at, self._attempt = None, 0
+
+    async def pause(self, reason: Unavailable) -> None:
+        """Wait before the next try.
 
         Raises:
-            Unavailable: It has not ended.
+            Unavailable: The time is over; as ``reason``.
         """
-        if self._result is None:
-            raise Unavailable(f"{self._method.name} has not ended")
-        return decode_answer(self._result, self._method.result, self._method.name)
-
-    def __aiter__(self) -> ItemStream[I, R]:
-        return self
-
-    async def __anext__(self) -> I:
-        while not self._waiting:
-            if self._error is not None:
-                raise self._error
-            if self._result is not None:
-                raise StopAsyncIteration
-            self._change.clear()
-            await self._change.wait()
-        item = self._waiting.popleft()
-        self._taken += 1
-        if self._taken >= self._group:
-            self._connection._grant(self._number, self._taken)
-            self._taken = 0
-        return decode_answer(item, self._method.item, self._method.name)
-
-    def _put(self, item: msgspec.Raw) -> None:
-        self._waiting.append(item)
-        self._change.set()
-
-    def _finish(self, result: msgspec.Raw) -> None:
-        self._result = result
-        self._change.set()
-
-    def _end(self, error: KohakuError) -> None:
-        self._error = error
-        self._change.set()
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._paused_at > LONGEST_S:
+            self.restore()  # a quiet watch that held for long was no failure
+        if self._began_at is None:
+            self._began_at = loop.time()
+        left_s = self._began_at + self._most_s - loop.time()
+        if left_s <= 0:
+            raise reason
+        await asyncio.sleep(min(delay_s(self._attempt, random.random()), left_s))
+        self._attempt += 1
+        self._paused_at = loop.time()
 
 
-class DataStream:
-    """One data connection: binary messages both ways, until either side closes."""
+class _LogReader:
+    """Where reading one task's output stands, over however many data connections."""
 
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse[bool], url: str) -> None:
-        self._socket = socket
-        self._url = url
+    def __init__(self, question: OpenLogs) -> None:
+        self._question = question
+        #: Offset of the first byte that has not come, where any has.
+        self._next: dict[Source, int] = {}
+        #: A data connection has been opened.
+        self.began = False
 
-    def __repr__(self) -> str:
-        return f"<DataStream {self._url}>"
+    def question(self) -> OpenLogs:
+        """Ask for what has not come yet."""
+        if not self._next:
+            return self._question
+        # An output of which nothing came had nothing, or its tail would have: all from its start.
+        return msgspec.structs.replace(
+            self._question,
+            stdout_from=self._next.get(Source.STDOUT, 0),
+            stderr_from=self._next.get(Source.STDERR, 0),
+            tail_lines=0,
+        )
 
-    def __aiter__(self) -> DataStream:
-        return self
-
-    async def __anext__(self) -> bytes:
-        """Give the next message.
+    def take(self, message: bytes) -> LogChunk | LogEnd | None:
+        """Read one message; None if all of it came before.
 
         Raises:
-            Unavailable: The connection broke; a clean close ends the iteration.
+            Unavailable: The output was cut off on the way, and more can be had.
         """
-        message = await self._socket.receive()
-        if message.type is aiohttp.WSMsgType.BINARY:
-            return bytes(message.data)
-        if message.type is aiohttp.WSMsgType.CLOSE and message.data == CloseCode.NORMAL:
-            raise StopAsyncIteration
-        await self._socket.close()
-        raise Unavailable(f"the data connection to {self._url} broke")
-
-    async def send(self, data: bytes) -> None:
-        """Send one message of at most ``MAX_DATA_MESSAGE`` bytes.
-
-        Raises:
-            Unavailable: The connection is closed.
-        """
-        try:
-            await self._socket.send_bytes(data)
-        except (OSError, RuntimeError) as reason:
-            raise Unavailable(f"the data connection to {self._url} broke: {reason}") from None
-
-    async def close(self) -> None:
-        """Close it. Closing again does nothing."""
-        await self._socket.close()
-
-    async def __aenter__(self) -> DataStream:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        reason: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
+        item: LogChunk | LogEnd = decode_value(message, LogItem, "a log message")  # type: ignore[arg-type]
+        if isinstance(item, LogEnd):
+            if self._question.follow and item.error and item.error[0] == Unavailable.code:
+                raise Unavailable(item.error[1])
+            return item
+        known = self._next.get(item.source, item.offset)
+        repeated = known - item.offset
+        if repeated > 0:
+            item = LogChunk(item.source, known, item.data[repeated:])
+        self._next[item.source] = max(known, item.offset + len(item.data))
+        return item if item.data else None
 
 
-def _make_http() -> aiohttp.ClientSession:
-    # The default connector lets through 100 sockets and has the next wait for ever.
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None),
+def _may_repeat(method: Method[Any, Any]) -> bool:
+    """Say whether a call that may have been carried out can be made again."""
+    return method is TASK_SUBMIT or not method.audited
+
+
+def _find_context(url: str | None, token: str | None, name: str | None) -> contexts.Context:
+    in_environment = os.environ.get("KOHAKU_HOST", "")
+    token_in_environment = os.environ.get("KOHAKU_TOKEN", "")
+    if url is None and name is None and not in_environment:
+        saved = contexts.current()
+        if saved is None:
+            raise Unavailable(
+                "no host is known",
+                hint="log in with: kohaku login URL, or set KOHAKU_HOST and KOHAKU_TOKEN",
+            )
+        return msgspec.structs.replace(saved, token=token or token_in_environment or saved.token)
+    if url is None and name is not None:
+        saved = contexts.load().find(name)
+        return saved if token is None else msgspec.structs.replace(saved, token=token)
+    address = parse_url(url or in_environment)
+    if token is None:
+        token = token_in_environment or _saved_token(address)
+    return contexts.Context("", address, token)
+
+
+def _saved_token(address: str) -> str:
+    """Give the token saved for this very address; empty if there is none."""
+    tokens = (saved.token for saved in contexts.load().contexts if saved.url == address)
+    return next(tokens, "")
+
+
+def _make_submission(command: Sequence[str] | TaskSpec, options: SubmitOptions) -> SubmitTask:
+    targets = options.get("targets", ())
+    if isinstance(targets, str):
+        targets = (targets,)
+    return SubmitTask(
+        request_id=options.get("request_id") or uuid.uuid4().hex,
+        spec=_make_spec(command, options),
+        targets=tuple(parse_target(t) if isinstance(t, str) else t for t in targets),
+        array=options.get("array", 0),
+        rows=tuple(dict(row) for row in options.get("rows", ())),
     )
 
 
-async def _open_socket(
-    http: aiohttp.ClientSession, url: str, max_bytes: int, headers: dict[str, str]
-) -> aiohttp.ClientWebSocketResponse[bool]:
-    try:
-        return await http.ws_connect(
-            url,
-            headers=headers,
-            timeout=_CLOSE_TIMEOUT,
-            compress=0,
-            max_msg_size=max_bytes,
+def _make_spec(command: Sequence[str] | TaskSpec, options: SubmitOptions) -> TaskSpec:
+    if isinstance(command, TaskSpec):
+        double = sorted(set(options) & set(TaskSpec.__struct_fields__))
+        if double:
+            raise BadRequest(f"{', '.join(double)}: given beside a whole TaskSpec")
+        return command
+    if isinstance(command, str):
+        raise BadRequest(
+            "a command is a list of words, not one text",
+            hint=f"for a shell line write ['sh', '-c', {command!r}]",
         )
-    except aiohttp.WSServerHandshakeError as refusal:
-        raise _explain_refusal(refusal, url) from None
-    except (aiohttp.ClientError, ssl.SSLError, OSError) as reason:
-        raise Unavailable(
-            f"cannot connect to {url}: {_render_failure(reason)}",
-            hint="is the host running, and is this its address?",
-        ) from None
+    memory = options.get("memory", 0)
+    return TaskSpec(
+        command=tuple(command),
+        name=options.get("name", ""),
+        env=dict(options.get("env", {})),
+        workdir=options.get("workdir", ""),
+        cores=options.get("cores", 1),
+        memory=parse_size(memory) if isinstance(memory, str) else memory,
+        gpus=options.get("gpus", 0),
+        labels=dict(options.get("labels", {})),
+        priority=options.get("priority", 0),
+        backend=options.get("backend", ""),
+        grace_s=options.get("grace_s", 10.0),
+    )
 
 
-def _explain_refusal(refusal: aiohttp.WSServerHandshakeError, url: str) -> KohakuError:
-    said = f"{url} answered {refusal.status}"
-    match refusal.status:
-        case 401:
-            return Unauthenticated(f"{said}: it does not take this ticket or token")
-        case 403:
-            return Forbidden(said)
-        case 404:
-            return NotFound(said, hint="is this the address of a KohakuRiver host?")
-        case _:
-            return Unavailable(said)
+def _name_tasks(tasks: Tasks, batch: int | None) -> tuple[tuple[TaskId, ...], int | None]:
+    """Give names and batch of what is meant.
+
+    Raises:
+        BadRequest: Nothing is named, or both ways are used.
+    """
+    if isinstance(tasks, Submitted):
+        if batch is None:
+            return (), tasks.batch
+        tasks = tuple(tasks.ids())
+    names = (TaskId(tasks),) if isinstance(tasks, int) else tuple(map(TaskId, tasks))
+    if bool(names) == (batch is not None):
+        raise BadRequest("name either tasks or one batch")
+    return names, batch
 
 
-def _render_failure(reason: BaseException) -> str:
-    inner = getattr(reason, "os_error", None) or reason
-    return getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
+def _groups(names: tuple[TaskId, ...], size: int) -> list[tuple[TaskId, ...]]:
+    return [names[first : first + size] for first in range(0, len(names), size)]

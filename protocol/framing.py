@@ -42,6 +42,8 @@ MAX_DATA_MESSAGE: Final = MAX_CHUNK + 64
 MAX_ERROR: Final = 16 * 1024
 #: Containers within each other in an untyped value.
 MAX_NESTING: Final = 32
+#: Arrays and maps in one typed value: empty ones cost a byte here and 64 in memory.
+MAX_CONTAINERS: Final = 128 * 1024
 #: Characters of a method's name.
 MAX_METHOD: Final = 64
 MAX_ID: Final = 2**32 - 1
@@ -50,6 +52,8 @@ _Id = Annotated[int, msgspec.Meta(ge=0, le=MAX_ID)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_METHOD)]
 _Count = Annotated[int, msgspec.Meta(ge=1, le=MAX_ID)]
 _NIL: Final = b"\xc0"
+#: First bytes of arrays and maps.
+_CONTAINERS: Final = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
 
 
 class ProtocolViolation(Exception):
@@ -190,6 +194,8 @@ def decode_value(data: bytes | msgspec.Raw, kind: type[T], subject: str) -> T:
     Raises:
         BadRequest: It is not what ``kind`` says, with the path of what is wrong.
     """
+    if len(data) > MAX_CONTAINERS and _count_containers(bytes(data)) > MAX_CONTAINERS:
+        raise BadRequest(f"{subject}: more than {MAX_CONTAINERS} arrays and maps")
     try:
         return cast("T", _decoder(kind).decode(data))  # type: ignore[arg-type]
     except RecursionError:
@@ -327,6 +333,11 @@ _LENGTHS: Final = {
 @cache
 def _decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
     return msgspec.msgpack.Decoder(kind)
+
+
+def _count_containers(data: bytes) -> int:
+    """Give a bound: text has such bytes too, but never so many of them."""
+    return len(data) - len(data.translate(None, _CONTAINERS))
 
 
 def _bounded(frame: tuple[object, ...], subject: str) -> bytes:

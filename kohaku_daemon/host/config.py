@@ -95,7 +95,7 @@ def load(
 
 def template() -> str:
     """Write host.toml with every key at its default, commented out."""
-    return render(HostConfig, PREFIX, {"data": default_data()})
+    return render(HostConfig, "host", PREFIX, {"data": default_data()})
 
 
 def config_file() -> Path:

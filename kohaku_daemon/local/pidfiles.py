@@ -4,7 +4,8 @@ Knows: a daemon holds a POSIX record lock on its pid file for as long as it live
 kernel tells who holds the lock, and lets go of it with the process however that ends: a
 number left in a file, or used again by another process, proves nothing. Unlike ``flock``,
 a record lock is not inherited by the children a daemon forks, so a task that outlives its
-runner does not pass for it.
+runner does not pass for it. Its price: a process that opens and closes the file it holds,
+be it only to ask, lets go of it (fcntl(2)); ask about others only.
 Does not know: what the daemons do.
 """
 
@@ -86,6 +87,13 @@ class Ending:
             # It ended between the two looks, and its number may be another's by now.
             ending.close()
             return None
+        ending._signal(signal.SIGTERM)
+        return ending
+
+    @classmethod
+    def begin_of_child(cls, path: Path, pid: int) -> Ending:
+        """Send SIGTERM to a child of this process that has not taken its pid file yet."""
+        ending = cls(path, pid, os.pidfd_open(pid))
         ending._signal(signal.SIGTERM)
         return ending
 

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
+from kohaku_daemon.backends.process.settings import ProcessSettings
 from kohaku_daemon.plaintext import check_plaintext
 from kohaku_daemon.setting_kinds import Between, Cores, Size
 from kohaku_daemon.settings import Sources, collect, render
+from protocol.client import parse_url
 from protocol.errors import BadRequest
 from protocol.home import config_dir, data_dir
 from protocol.ids import NodeName, parse_node_name
@@ -36,7 +38,7 @@ class RunnerConfig:
     #: Folder of everything the runner keeps: vault, output and scratch folders of tasks,
     #: runner-NAME.pid. Only the runner's own user may read it.
     data: Path
-    #: Where the host is.
+    #: Where the host is: HOST, HOST:PORT or http://HOST:PORT.
     host: str = "http://127.0.0.1:8000"
     #: Lets this runner join the cluster the first time; made with "kohaku node join-token".
     #: Afterwards the runner has a credential of its own.
@@ -67,6 +69,8 @@ class RunnerConfig:
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     #: Write log lines as JSON objects.
     log_json: bool = False
+    #: Of the backend "process".
+    process: ProcessSettings = field(default_factory=ProcessSettings)
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense.
@@ -119,7 +123,7 @@ def load(
 def template() -> str:
     """Write runner.toml with every key at its default, commented out."""
     name = name_of_machine()
-    return render(RunnerConfig, PREFIX, {"name": name, "data": default_data(name)})
+    return render(RunnerConfig, "runner", PREFIX, {"name": name, "data": default_data(name)})
 
 
 def config_file() -> Path:
@@ -144,14 +148,7 @@ def name_of_machine() -> NodeName:
     return parse_node_name(name or "node")
 
 
-def _check_host(url: str, *, insecure: bool) -> None:
-    wrong = BadRequest(f"host {url!r} is no address of a host", hint="write http://ADDRESS:8000")
-    try:
-        parts = urlsplit(url)
-        address, port = parts.hostname, parts.port
-    except ValueError:
-        raise wrong from None
-    if parts.scheme not in ("http", "https") or not address or port == 0:
-        raise wrong
+def _check_host(text: str, *, insecure: bool) -> None:
+    parts = urlsplit(parse_url(text))
     if parts.scheme == "http":
-        check_plaintext(address, "dialling", accepted=insecure)
+        check_plaintext(parts.hostname or "", "dialling", accepted=insecure)

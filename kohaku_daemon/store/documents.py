@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -49,6 +51,9 @@ _TABLES: Final[Mapping[type[Document], _Table]] = {
     TokenRecord: _Table("tokens", "digest"),
     JoinTokenRecord: _Table("join_tokens", "digest"),
 }
+
+
+_NUMBERS: Final = re.compile(r"\[\n([\d.,\s-]+)\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,3 +154,123 @@ class Documents:
                 raise _damaged(self._path, f"two records of {table.name!r} are called {key!r}")
             records[key] = record
         return records
+
+
+class _ReplacedFile(Storage):
+    """TinyDB's storage: all tables in memory, and a file that is replaced as a whole."""
+
+    def __init__(self, path: Path, tables: Tables) -> None:
+        self.tables = tables
+        self._path = path
+        self._saved = _render(tables)
+        self._held = False
+
+    def read(self) -> Tables:
+        return self.tables
+
+    def write(self, data: Tables) -> None:
+        self.tables = data
+        if not self._held:
+            self.save()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Save once at the end what the block writes, or forget all of it."""
+        self._held = True
+        try:
+            yield
+            self.save()
+        except BaseException:
+            self.tables = json.loads(self._saved)
+            raise
+        finally:
+            self._held = False
+
+    def save(self) -> None:
+        """Replace the file.
+
+        Raises:
+            Unavailable: The disk is full or failed; the old file is still there.
+        """
+        text = _render(self.tables)
+        try:
+            _replace(self._path, text.encode() + b"\n")
+        except OSError as error:
+            raise Unavailable(
+                f"cannot write {self._path}: {error.strerror}",
+                hint="free some space or repair the file system; nothing of this change was kept",
+                details={"store": str(self._path)},
+            ) from error
+        self._saved = text
+
+
+def _become(fields: dict[str, Any]) -> Callable[[MutableMapping[str, Any]], None]:
+    def change(document: MutableMapping[str, Any]) -> None:
+        document.clear()
+        document.update(fields)
+
+    return change
+
+
+def _render(tables: Tables) -> str:
+    """Write JSON for people: indented, but the numbers of a node's cores on one line."""
+    text = json.dumps(tables, indent=2, ensure_ascii=False)
+    # A line break is always JSON's own: in strings it is escaped.
+    return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Put ``data`` in the place of the file so that a crash leaves the old one or the new one.
+
+    The folder is synced too: a rename is durable only then (``man 2 fsync``).
+    """
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        with open(os.open(fresh, flags, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.rename(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _load(path: Path) -> Tables | None:
+    try:
+        tables = msgspec.convert(json.loads(path.read_bytes()), Tables)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Unavailable(
+            f"cannot read {path}: {error.strerror}", hint="let this program read and write it"
+        ) from error
+    except (ValueError, msgspec.ValidationError) as error:
+        raise _damaged(path, str(error)) from error
+    if not all(number.isdecimal() for table in tables.values() for number in table):
+        raise _damaged(path, "its records are not numbered")
+    return tables
+
+
+def _meta(tables: Tables, path: Path) -> dict[str, Any]:
+    documents = list(tables.get("meta", {}).values())
+    match documents:
+        case [{"schema": int(), "cluster": str()} as meta]:
+            return meta
+        case _:
+            raise _damaged(path, "its table 'meta' has no schema version and cluster id")
+
+
+def _damaged(path: Path, what: str) -> Unavailable:
+    return Unavailable(
+        f"{path} is damaged: {what}",
+        hint="repair it by hand or restore it from a backup; it was left as it is",
+        details={"store": str(path)},
+    )

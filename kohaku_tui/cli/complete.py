@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
+from kohaku_tui.cli.reach import AGENT
+
 if TYPE_CHECKING:
     from protocol.client import Cluster
 
@@ -29,28 +31,20 @@ Offer = tuple[str, str]
 def complete_nodes(ctx: typer.Context, incomplete: str) -> list[Offer]:
     """Offer the names of nodes."""
     from kohaku_tui.format import node_state
-    from protocol.messages.node import ListNodes
-    from protocol.methods import NODE_LIST
 
     async def look(cluster: Cluster) -> list[Offer]:
-        answer = await cluster.call(NODE_LIST, ListNodes())
-        return [(node.name, node_state(node)) for node in answer.nodes]
+        return [(node.name, node_state(node)) for node in await cluster.nodes()]
 
     return _offer(ctx, incomplete, look)
 
 
 def complete_tasks(ctx: typer.Context, incomplete: str) -> list[Offer]:
     """Offer the ids of the newest tasks."""
-    from kohaku_tui.format import command_text, task_state
-    from protocol.messages.task import ListTasks
-    from protocol.methods import TASK_LIST
+    from kohaku_tui.format import task_state, task_title
 
     async def look(cluster: Cluster) -> list[Offer]:
-        answer = await cluster.call(TASK_LIST, ListTasks(limit=_MOST_IDS))
-        return [
-            (str(task.id), f"{task_state(task)} {task.spec.name or command_text(task.spec.command)}")
-            for task in answer.tasks
-        ]
+        newest = cluster.tasks(most=_MOST_IDS)
+        return [(str(task.id), f"{task_state(task)} {task_title(task)}") async for task in newest]
 
     return _offer(ctx, incomplete, look)
 
@@ -78,6 +72,17 @@ def complete_contexts(incomplete: str) -> list[Offer]:
         return []
 
 
+def complete_methods(incomplete: str) -> list[Offer]:
+    """Offer the methods of the protocol."""
+    from protocol.methods import METHODS, Door
+
+    return [
+        (method.name, method.summary)
+        for method in METHODS.values()
+        if method.door is not Door.RUNNER and method.name.startswith(incomplete)
+    ]
+
+
 def _offer(
     ctx: typer.Context, incomplete: str, look: Callable[[Cluster], Awaitable[list[Offer]]]
 ) -> list[Offer]:
@@ -88,15 +93,16 @@ def _offer(
     return [offer for offer in offers if offer[0].startswith(incomplete)]
 
 
-def _look_quickly(
-    context: str, look: Callable[[Cluster], Awaitable[list[Offer]]]
-) -> list[Offer]:
+def _look_quickly(context: str, look: Callable[[Cluster], Awaitable[list[Offer]]]) -> list[Offer]:
     import asyncio
 
     from protocol.client import connect
 
     async def visit() -> list[Offer]:
-        async with asyncio.timeout(PATIENCE_S), connect(context=context or None) as cluster:
+        async with (
+            asyncio.timeout(PATIENCE_S),
+            connect(context=context or None, agent=AGENT, patience_s=0.0) as cluster,
+        ):
             return await look(cluster)
 
     return asyncio.run(visit())

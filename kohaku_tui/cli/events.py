@@ -12,14 +12,10 @@ from kohaku_tui.cli.output import Column
 from kohaku_tui.cli.reach import ask_cluster
 from kohaku_tui.document import to_document
 from kohaku_tui.format import moment
-from protocol.messages.cluster import Event, EventPage, ListEvents, Topic
-from protocol.methods import EVENT_LIST
+from protocol.messages.cluster import Event, EventPage, Topic
 
 if TYPE_CHECKING:
     from protocol.client import Cluster
-
-#: What one answer of the host may hold.
-_PAGE: Final = 500
 
 _COLUMNS: Final = (
     Column("WHEN"),
@@ -31,6 +27,7 @@ _COLUMNS: Final = (
 
 
 def events(
+    *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones.")] = False,
     limit: Limit = 50,
     as_json: AsJson = False,
@@ -55,15 +52,8 @@ def events(
 
 async def _gather(cluster: Cluster, most: int) -> EventPage:
     """Read the newest events; give them oldest first, as a diary is read."""
-    events: list[Event] = []
-    more = True
-    while more and len(events) < most:
-        before = events[-1].id if events else None
-        wanted = ListEvents(before=before, limit=min(_PAGE, most - len(events)))
-        page = await cluster.call(EVENT_LIST, wanted)
-        events += page.events
-        more = page.more and bool(page.events)
-    return EventPage(tuple(reversed(events)), more)
+    newest = await cluster.events(most + 1)  # one more tells whether there are older ones
+    return EventPage(tuple(reversed(newest[:most])), len(newest) > most)
 
 
 async def _follow(cluster: Cluster, most: int, *, as_json: bool) -> None:
@@ -89,7 +79,7 @@ def _write_one(event: Event, *, as_json: bool) -> None:
     else:
         about = f"  {event.node}" if event.node else ""
         by = f"  by {event.actor}" if event.actor else ""
-        output.say_now(f"{moment(event.at)}  {event.kind}{about}  {event.text}{by}")
+        output.say(f"{moment(event.at)}  {event.kind}{about}  {event.text}{by}")
 
 
 def _row(event: Event) -> output.Row:

@@ -37,10 +37,10 @@ Timeout = Annotated[
     ),
 ]
 OneTaskId = Annotated[str, typer.Argument(metavar="ID", autocompletion=complete_task_ids)]
-TaskIds = Annotated[list[str], typer.Argument(metavar="ID...", autocompletion=complete_task_ids)]
+TaskIds = Annotated[list[str], typer.Argument(metavar="ID", autocompletion=complete_task_ids)]
 OneBatchId = Annotated[str, typer.Argument(metavar="ID", autocompletion=complete_batches)]
 OneNodeName = Annotated[str, typer.Argument(metavar="NODE", autocompletion=complete_nodes)]
-NodeNames = Annotated[list[str], typer.Argument(metavar="NODE...", autocompletion=complete_nodes)]
+NodeNames = Annotated[list[str], typer.Argument(metavar="NODE", autocompletion=complete_nodes)]
 Limit = Annotated[int, typer.Option("--limit", metavar="N", min=1, help="How many at most.")]
 Everything = Annotated[bool, typer.Option("--all", help="All there are, whatever --limit says.")]
 

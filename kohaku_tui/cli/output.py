@@ -71,8 +71,9 @@ def can_ask() -> bool:
 
 
 def say(text: str, style: str = "") -> None:
-    """Write a line of data."""
+    """Write a line of data, at once: whoever follows through a pipe waits for it."""
     _write(sys.stdout, clean_block(text), style)
+    sys.stdout.flush()
 
 
 def note(text: str, style: str = "") -> None:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from protocol.messages.cluster import Status
 
 
-def status(as_json: AsJson = False, context: OnContext = "") -> None:
-    """Show the cluster at a glance: nodes, tasks, what is claimed, what is wrong."""
+def status(*, as_json: AsJson = False, context: OnContext = "") -> None:
+    """Show the cluster at a glance."""
 
     async def look(cluster: Cluster) -> Status:
         return await cluster.status()

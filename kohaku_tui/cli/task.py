@@ -1,9 +1,11 @@
-"""``kohaku task``: reading tasks and steering them. Submitting and waiting have their own modules."""
+"""``kohaku task``: reading tasks and steering them.
+
+Submitting them and staying with them have modules of their own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,19 +34,11 @@ from kohaku_tui.cli.task_view import (
 )
 from kohaku_tui.document import to_document
 from kohaku_tui.format import plural
-from protocol.errors import BadRequest
-from protocol.ids import BatchId
-from protocol.messages.task import ListTasks, SteerResult, SteerTasks, TaskPage
-from protocol.methods import TASK_KILL, TASK_LIST, TASK_PAUSE, TASK_RESUME, Method
+from protocol.messages.task import SteerResult, TaskPage
 from protocol.models.task import Explanation, Task, TaskState
 
 if TYPE_CHECKING:
-    from protocol.client import Cluster
-
-#: What one answer of the host may hold (``ListTasks.limit``).
-_PAGE: Final = 500
-#: What one steering call may name (``SteerTasks``).
-_NAMES: Final = 1000
+    from protocol.client import Cluster, TaskFilter
 
 
 def list_tasks(
@@ -66,20 +60,24 @@ def list_tasks(
         ),
     ] = "",
     limit: Limit = 50,
+    *,
     everything: Everything = False,
     as_json: AsJson = False,
     context: OnContext = "",
 ) -> None:
     """List tasks, newest first."""
-    wanted = ListTasks(
-        states=tuple(state or ()), node=node, owner=owner, batch=batch_id(batch) if batch else None
-    )
-    most = None if everything else limit
+    only: TaskFilter = {"states": state or (), "node": node, "owner": owner}
+    if batch:
+        only["batch"] = batch_id(batch)
+    if not everything:
+        only["most"] = limit + 1  # one more than is shown tells whether there are older ones
 
-    async def look(cluster: Cluster) -> TaskPage:
-        return await gather_tasks(cluster, wanted, most)
+    async def look(cluster: Cluster) -> list[Task]:
+        return [task async for task in cluster.tasks(**only)]
 
-    page = ask_cluster(context, look)
+    found = tuple(ask_cluster(context, look))
+    more = not everything and len(found) > limit
+    page = TaskPage(found[:limit] if more else found, more)
     if as_json:
         output.print_document(to_document(page))
         return
@@ -89,23 +87,8 @@ def list_tasks(
         output.note("there are older ones: --limit N or --all", "dim")
 
 
-async def gather_tasks(cluster: Cluster, wanted: ListTasks, most: int | None) -> TaskPage:
-    """Read pages of tasks until ``most`` are there, or all; None is all."""
-    from msgspec.structs import replace
-
-    tasks: list[Task] = []
-    more = True
-    while more and (most is None or len(tasks) < most):
-        limit = _PAGE if most is None else min(_PAGE, most - len(tasks))
-        before = tasks[-1].id if tasks else None
-        page = await cluster.call(TASK_LIST, replace(wanted, before=before, limit=limit))
-        tasks += page.tasks
-        more = page.more and bool(page.tasks)
-    return TaskPage(tuple(tasks), more)
-
-
-def show(task: OneTaskId, as_json: AsJson = False, context: OnContext = "") -> None:
-    """Show everything about a task, and how it came to be where it is."""
+def show(task: OneTaskId, *, as_json: AsJson = False, context: OnContext = "") -> None:
+    """Show everything about a task."""
     wanted = task_id(task)
 
     async def look(cluster: Cluster) -> Task:
@@ -121,7 +104,7 @@ def show(task: OneTaskId, as_json: AsJson = False, context: OnContext = "") -> N
         output.print_table(HISTORY_COLUMNS, map(history_row, answer.history))
 
 
-def explain(task: OneTaskId, as_json: AsJson = False, context: OnContext = "") -> None:
+def explain(task: OneTaskId, *, as_json: AsJson = False, context: OnContext = "") -> None:
     """Say why a task is where it is, node by node."""
     wanted = task_id(task)
 
@@ -141,49 +124,39 @@ def explain(task: OneTaskId, as_json: AsJson = False, context: OnContext = "") -
         output.print_table(VERDICT_COLUMNS, rows)
 
 
-def kill(tasks: TaskIds, as_json: AsJson = False, context: OnContext = "") -> None:
-    """End tasks: SIGTERM to all their processes, then SIGKILL after their grace."""
-    steer(TASK_KILL, tasks, None, context=context, as_json=as_json)
+def kill(tasks: TaskIds, *, as_json: AsJson = False, context: OnContext = "") -> None:
+    """End tasks.
+
+    All their processes get SIGTERM, and SIGKILL after the grace.
+    """
+    ids = task_ids(tasks)
+    tell_steered("kill", ask_cluster(context, lambda c: c.kill(ids)), as_json=as_json)
 
 
-def pause(tasks: TaskIds, as_json: AsJson = False, context: OnContext = "") -> None:
+def pause(tasks: TaskIds, *, as_json: AsJson = False, context: OnContext = "") -> None:
     """Hold running tasks still. They keep what they have claimed."""
-    steer(TASK_PAUSE, tasks, None, context=context, as_json=as_json)
+    ids = task_ids(tasks)
+    tell_steered("pause", ask_cluster(context, lambda c: c.pause(ids)), as_json=as_json)
 
 
-def resume(tasks: TaskIds, as_json: AsJson = False, context: OnContext = "") -> None:
+def resume(tasks: TaskIds, *, as_json: AsJson = False, context: OnContext = "") -> None:
     """Let paused tasks go on."""
-    steer(TASK_RESUME, tasks, None, context=context, as_json=as_json)
+    ids = task_ids(tasks)
+    tell_steered("resume", ask_cluster(context, lambda c: c.resume(ids)), as_json=as_json)
 
 
-def steer(
-    method: Method[SteerTasks, SteerResult],
-    tasks: Sequence[str],
-    batch: BatchId | None,
-    *,
-    context: str,
-    as_json: bool,
-) -> None:
-    """Ask for a change of tasks, or of a whole batch, and tell which were refused and why.
+def tell_steered(verb: str, result: SteerResult, *, as_json: bool) -> None:
+    """Tell which tasks will not change, and why.
 
     Raises:
-        Exit: With 1, if any was refused.
+        Exit: With 1, if there are any.
     """
-    names = task_ids(tasks)
-    if len(names) > _NAMES:
-        raise BadRequest(f"{len(names)} ids at once", hint=f"give {_NAMES} at most, or a batch")
-
-    async def ask(cluster: Cluster) -> SteerResult:
-        return await cluster.call(method, SteerTasks(tasks=tuple(names), batch=batch))
-
-    result = ask_cluster(context, ask)
     if as_json:
         output.print_document(to_document(result))
     else:
         for refused, reason in result.refused:
             output.note(f"task {refused}: {reason}")
         if output.talks_to_terminal() and result.asked:
-            verb = method.name.rpartition(".")[2]
             output.note(f"{verb} asked of {plural(result.asked, 'task')}", "dim")
     if result.refused:
         raise typer.Exit(1)

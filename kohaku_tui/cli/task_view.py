@@ -12,7 +12,6 @@ from typing import Final
 from kohaku_tui.cli.output import Cell, Column, Row
 from kohaku_tui.format import (
     age,
-    clock,
     command_text,
     exit_text,
     moment,
@@ -112,9 +111,9 @@ def task_facts(task: Task, now: float) -> list[tuple[str, str | Cell]]:
     ]
 
 
-def change_line(task: Task, now: float) -> str:
-    """Say in one line where a task stands now, for following its changes."""
-    parts = [clock(now), str(task.id), task_state(task)]
+def change_line(task: Task) -> str:
+    """Say in one line where a task stands, for following its changes."""
+    parts = [str(task.id), task_state(task)]
     if task.node:
         parts.append(f"on {task.node}")
     if task.exit is not None:

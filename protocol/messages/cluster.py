@@ -73,7 +73,8 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Stream a snapshot of the topics, then what changes.
 
     A reader that falls behind is not sent every step: it gets the newest row of each
-    thing that changed since what it saw last.
+    thing that changed since what it saw last. Rows of tasks are as in ``task.list``; the
+    snapshot has those that have not ended.
     """
 
     topics: tuple[Topic, ...]

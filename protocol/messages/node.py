@@ -7,14 +7,18 @@ import msgspec
 from protocol.models.node import Node
 
 
-class ListNodes(msgspec.Struct, frozen=True):
-    """All nodes, by name."""
+class ListNodes(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A page of nodes, by name."""
+
+    #: Only nodes whose names come after this one: the last name of the page before.
+    after: str = ""
 
 
-class NodeList(msgspec.Struct, frozen=True):
-    """All nodes."""
+class NodeList(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A page of nodes, as many as one message holds."""
 
     nodes: tuple[Node, ...]
+    more: bool = False
 
 
 class OneNode(msgspec.Struct, frozen=True):

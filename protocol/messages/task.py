@@ -45,7 +45,10 @@ class Submitted(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ListTasks(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A page of tasks, newest first."""
+    """A page of tasks, newest first.
+
+    Rows leave out ``spec.env`` and cut commands to 256 characters; ``task.show`` has all.
+    """
 
     #: Only these states; empty for all.
     states: tuple[TaskState, ...] = ()

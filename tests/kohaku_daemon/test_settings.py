@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,11 @@ import pytest
 from kohaku_daemon.setting_kinds import Between, Cores, Port, Size
 from kohaku_daemon.settings import Sources, collect, render, settings_of
 from protocol.errors import BadRequest
+
+
+class Shade(StrEnum):
+    DARK = "dark"
+    LIGHT = "light"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +50,10 @@ class Everything:
     words: tuple[str, ...] = ("auto",)
     #: Labels.
     labels: dict[str, str] = field(default_factory=dict)
+    #: A shade.
+    shade: Shade = Shade.DARK
+    #: Folders.
+    folders: tuple[Path, ...] = (Path("/a"), Path("/b"))
     #: A folder.
     data: Path = Path("/d")
     #: Tell nobody.
@@ -88,6 +98,8 @@ def test_the_environment_beats_the_file_and_a_flag_beats_both(tmp_path: Path) ->
         ('words = ["a", "b"]', "a, b", "words", ("a", "b")),
         ('labels = { gpu = "a100" }', "gpu=a100", "labels", {"gpu": "a100"}),
         ('[labels]\ngpu = "a100"', "gpu=a100,", "labels", {"gpu": "a100"}),
+        ('shade = "light"', "light", "shade", Shade.LIGHT),
+        ('folders = ["/c"]', "/c,", "folders", (Path("/c"),)),
         ('data = "/tmp/k"', "/tmp/k", "data", Path("/tmp/k")),
     ],
 )
@@ -127,6 +139,9 @@ def test_a_relative_path_starts_from_the_folder_of_its_file(tmp_path: Path) -> N
         ("cores = [70000]", "cores in .* must be numbers of cores"),
         ('words = "a"', "words in .* must be a list"),
         ("labels = { gpu = 1 }", "labels in .* must be a table"),
+        ('shade = "grey"', 'shade in .* must be one of "dark", "light", not "grey"'),
+        ("shade = ['dark']", "shade in .* must be one of"),
+        ('folders = [""]', "folders in .* must be a list of paths"),
         ('data = ""', "data in .* must be a path"),
         ('[process]\n\nmode = "odd"', 'process.mode in FILE, line 3 must be one of "soft", "hard"'),
         ('process.mode = "odd"', "process.mode in FILE, line 1 must be"),
@@ -172,7 +187,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_the_written_file_lists_every_key_and_says_the_defaults(tmp_path: Path) -> None:
-    text = render(Everything, "KOHAKU_X_", {})
+    text = render(Everything, "test", "KOHAKU_X_", {})
     assert "# A wait of\n# two lines.\n" in text
     assert all(setting.variable("KOHAKU_X_") in text for setting in settings_of(Everything))
     assert read(tmp_path, text) == Everything()
@@ -189,4 +204,4 @@ def test_a_key_without_a_default_is_written_with_the_computed_one() -> None:
         data: Path
 
     assert next(settings_of(Needy)).default is MISSING
-    assert '#data = "/srv"' in render(Needy, "KOHAKU_X_", {"data": Path("/srv")})
+    assert '#data = "/srv"' in render(Needy, "test", "KOHAKU_X_", {"data": Path("/srv")})

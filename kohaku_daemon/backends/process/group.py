@@ -15,6 +15,7 @@ import os
 import signal
 from typing import Final, NamedTuple
 
+from kohaku_daemon.backends.process.files import read_text, write_text
 from kohaku_daemon.backends.process.record import GroupPlan
 from kohaku_daemon.backends.process.tree import signal_each
 
@@ -51,7 +52,7 @@ class Group:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(folder)
         for path, value in plan["settings"]:
-            _write(path, value)
+            write_text(path, value)
 
     def join(self) -> None:
         """Move the calling process in.
@@ -60,7 +61,7 @@ class Group:
             OSError: The kernel refused.
         """
         for folder in self._folders.values():
-            _write(f"{folder}/cgroup.procs", "0")
+            write_text(f"{folder}/cgroup.procs", "0")
 
     def remove(self) -> None:
         """Remove the folders as far as they are empty of processes."""
@@ -84,7 +85,7 @@ class Group:
         killer = f"{self._folders.get(UNIFIED, '')}/cgroup.kill"
         if UNIFIED in self._folders and os.path.exists(killer):  # Linux 5.14
             with contextlib.suppress(OSError):
-                _write(killer, "1")
+                write_text(killer, "1")
             return True
         # Frozen, a group cannot fork faster than it is listed.
         self.freeze()
@@ -130,9 +131,9 @@ class Group:
     def _freeze(self, v2: str, v1: str) -> None:
         with contextlib.suppress(FileNotFoundError):  # it has ended and is removed
             if UNIFIED in self._folders:
-                _write(f"{self._folders[UNIFIED]}/cgroup.freeze", v2)
+                write_text(f"{self._folders[UNIFIED]}/cgroup.freeze", v2)
             elif "freezer" in self._folders:
-                _write(f"{self._folders['freezer']}/freezer.state", v1)
+                write_text(f"{self._folders['freezer']}/freezer.state", v1)
 
     def _read_cpu_s(self) -> float:
         if UNIFIED in self._folders:
@@ -150,15 +151,9 @@ class Group:
         return max(0, used - _read_fields(f"{folder}/memory.stat").get(idle, 0))
 
 
-def _write(path: str, value: str) -> None:
-    with open(path, "w", encoding="ascii") as file:
-        file.write(value)
-
-
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="ascii") as file:
-            return file.read()
+        return read_text(path)
     except OSError:  # the group is gone, or the controller is not there
         return ""
 

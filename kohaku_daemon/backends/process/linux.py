@@ -166,9 +166,7 @@ def attach(tree: int, target: str) -> None:
         OSError: The kernel refused.
     """
     flags = _MOVE_MOUNT_F_EMPTY_PATH
-    _check(
-        _libc.syscall(_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target), flags), target
-    )
+    _check(_libc.syscall(_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target), flags), target)
 
 
 def set_mount(target: str | int, attributes: int, *, below: bool) -> None:

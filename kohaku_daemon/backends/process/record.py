@@ -17,6 +17,8 @@ import json
 import os
 from typing import Any, Final, NamedTuple, TypedDict
 
+from kohaku_daemon.backends.process.files import read_text, write_text
+
 _KEEPER: Final = "keeper"
 _EXIT: Final = "exit"
 
@@ -119,7 +121,7 @@ def take(folder: str, keeper: Keeper) -> bool:
     """
     draft = _write_draft(folder, _KEEPER, keeper._asdict())
     try:
-        os.link(draft, os.path.join(folder, _KEEPER))
+        os.link(draft, f"{folder}/{_KEEPER}")
     except FileExistsError:
         return False
     finally:
@@ -139,7 +141,7 @@ def write_ending(folder: str, ending: Ending) -> None:
     Raises:
         OSError: The folder is gone or cannot be written.
     """
-    os.rename(_write_draft(folder, _EXIT, ending._asdict()), os.path.join(folder, _EXIT))
+    os.rename(_write_draft(folder, _EXIT, ending._asdict()), f"{folder}/{_EXIT}")
 
 
 def read_ending(folder: str) -> Ending | None:
@@ -149,16 +151,14 @@ def read_ending(folder: str) -> Ending | None:
 
 
 def _write_draft(folder: str, name: str, content: dict[str, Any]) -> str:
-    path = os.path.join(folder, f".{name}.{os.getpid()}")
-    with open(path, "w", encoding="ascii") as file:
-        json.dump(content, file)
+    path = f"{folder}/.{name}.{os.getpid()}"
+    write_text(path, json.dumps(content))
     return path
 
 
 def _read(folder: str, name: str) -> dict[str, Any] | None:
     try:
-        with open(os.path.join(folder, name), encoding="ascii") as file:
-            content: dict[str, Any] = json.load(file)
+        content: dict[str, Any] = json.loads(read_text(f"{folder}/{name}"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         # ValueError: a power cut may leave the name without its content (ext4 writes data
         # after names). That is as good as no file: the boot id tells what happened.

@@ -8,21 +8,22 @@ the launch: a task never gets less than was said. Standard library only.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import resource
 import select
 import signal
 import stat
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from kohaku_daemon.backends.process import linux
+from kohaku_daemon.backends.process.files import read_text, write_text
 from kohaku_daemon.backends.process.group import Group
 from kohaku_daemon.backends.process.record import LaunchPlan, SandboxPlan
 
 #: Replaced by empty folders of the launch's own, in memory.
 _PRIVATE: Final = ("/tmp", "/var/tmp", "/dev/shm")
-_EMPTY: Final = linux.MS_NOSUID | linux.MS_NODEV
+_NO_SPECIAL: Final = linux.MS_NOSUID | linux.MS_NODEV
 
 
 class StepFailed(Exception):
@@ -43,8 +44,7 @@ def make_user_namespace() -> None:
         ("uid_map", f"{uid} {uid} 1"),
         ("gid_map", f"{gid} {gid} 1"),
     ):
-        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
-            file.write(text)
+        write_text(f"/proc/self/{name}", text)
 
 
 def die_with(parent: int) -> None:
@@ -90,7 +90,7 @@ def become(plan: LaunchPlan, parent: int) -> None:
 
 
 @contextlib.contextmanager
-def _step(what: str, *, named: bool = True):  # type: ignore[no-untyped-def]
+def _step(what: str, *, named: bool = True) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -113,19 +113,94 @@ def _build(sandbox: SandboxPlan, scratch: str, uid: int) -> None:
     linux.set_host_name(sandbox["hostname"])
     # Nothing mounted here may travel back to the machine.
     linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
+    # Copied while they can still be written to: a mount keeps its own flags.
     kept = [(path, linux.clone_tree(path)) for path in (*sandbox["writable"], scratch)]
-    hosts = _clone_hosts(sandbox["hostname"])
     linux.set_mount("/", linux.MOUNT_ATTR_RDONLY, below=True)
-    linux.mount("proc", "/proc", "proc", _EMPTY | linux.MS_NOEXEC)
+    linux.mount("proc", "/proc", "proc", _NO_SPECIAL | linux.MS_NOEXEC)
+    size = f",size={sandbox['tmp_size']}" if sandbox["tmp_size"] else ""
     for path in filter(os.path.isdir, _PRIVATE):
-        size = f",size={sandbox['tmp_size']}" if sandbox["tmp_size"] else ""
-        linux.mount("tmpfs", path, "tmpfs", _EMPTY, f"mode=1777{size}")
-    covered = [*_find_closed(scratch, uid), *sandbox["hidden"]]
-    covered = [path for path in covered if _cover(path)]
+        linux.mount("tmpfs", path, "tmpfs", _NO_SPECIAL, f"mode=1777{size}")
+    _name_in_hosts(sandbox["hostname"])
+    covered = _cover({*sandbox["hidden"], *_find_closed(scratch, uid)})
     for path, tree in kept:
         os.makedirs(path, exist_ok=True)
         linux.set_mount(tree, linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV, below=True)
         linux.attach(tree, path)
-    linux.attach(hosts, "/etc/hosts")
     for path in covered:
         linux.set_mount(path, linux.MOUNT_ATTR_RDONLY, below=False)
+
+
+def _name_in_hosts(hostname: str) -> None:
+    """Let the host name resolve: many a program asks for the address of its own name."""
+    if not os.path.isfile("/etc/hosts"):
+        return
+    lines = read_text("/etc/hosts").rstrip()
+    draft = "/tmp/.hosts"
+    write_text(draft, f"{lines}\n127.0.1.1 {hostname}\n")
+    tree = linux.clone_tree(draft)
+    linux.set_mount(tree, linux.MOUNT_ATTR_RDONLY, below=False)
+    linux.attach(tree, "/etc/hosts")
+    os.unlink(draft)
+
+
+def _find_closed(scratch: str, uid: int) -> list[str]:
+    """Find the first folder above ``scratch`` that the user may not pass through.
+
+    A runner whose data lies below /root is usual. Such a folder is covered by an empty one,
+    in which only the way to the scratch folder exists.
+    """
+    if uid < 0:
+        return []
+    parts = scratch.strip("/").split("/")[:-1]
+    above = ("/" + "/".join(parts[:count]) for count in range(1, len(parts) + 1))
+    for path in above:
+        if not os.path.isdir(path):  # the way begins in a private folder: it will be made
+            return []
+        if not os.stat(path).st_mode & stat.S_IXOTH:
+            return [path]
+    return []
+
+
+def _cover(paths: set[str]) -> list[str]:
+    """Cover folders by empty ones; give those that were there to be covered."""
+    covered = []
+    for path in sorted(paths):  # the outer first: what is inside it is then gone
+        if os.path.isdir(path):
+            linux.mount("tmpfs", path, "tmpfs", _NO_SPECIAL, "mode=755")
+            covered.append(path)
+    return covered
+
+
+def _drop_rights(uid: int) -> None:
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    linux.drop_capabilities()
+    if uid >= 0:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    linux.clear_capabilities()
+
+
+def _restore_defaults(plan: LaunchPlan) -> None:
+    # Python ignores these two, and what is ignored stays so over exec.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    if plan["address_space"]:
+        limit = plan["address_space"]
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _execute(argv: list[str], env: Mapping[str, str]) -> None:
+    name = argv[0]
+    try:
+        os.execvpe(name, argv, env)
+    except FileNotFoundError:
+        if os.path.isfile(name):
+            text = f"{name}: the interpreter named in its first line was not found"
+        else:
+            text = f"command not found: {name}"
+    except PermissionError:
+        text = f"not allowed to run: {name}"
+    except (OSError, ValueError) as error:
+        text = f"cannot run {name}: {getattr(error, 'strerror', None) or error}"
+    raise StepFailed(text)

@@ -11,6 +11,8 @@ import signal
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
+from kohaku_daemon.backends.process.files import read_text
+
 _CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 #: A process that is over but not yet waited for (``man 5 proc``).
@@ -39,19 +41,17 @@ class Process(NamedTuple):
 
 def read_boot_id() -> str:
     """Read the number the kernel drew at this boot."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
+    return read_text("/proc/sys/kernel/random/boot_id").strip()
 
 
 def read_process(pid: int) -> Process | None:
     """Read one process; None if there is none or it is over."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            line = file.read()
+        line = read_text(f"/proc/{pid}/stat")
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The second field is the program's name in parentheses and may itself hold some.
-    fields = line[line.rindex(b")") + 2 :].decode("ascii").split()
+    fields = line[line.rindex(")") + 2 :].split()
     if fields[0] in _OVER:
         return None
     return Process(
@@ -110,8 +110,7 @@ def select_user(processes: Iterable[int], uid: int) -> set[int]:
 
 def select_marked(processes: Iterable[int], marks: frozenset[str]) -> set[int]:
     """Choose the processes that were started with all of these ``NAME=VALUE`` variables."""
-    wanted = {mark.encode() for mark in marks}
-    return {pid for pid in processes if wanted <= _read_environment(pid)}
+    return {pid for pid in processes if marks <= _read_environment(pid)}
 
 
 def _read_owner(pid: int) -> int:
@@ -121,10 +120,9 @@ def _read_owner(pid: int) -> int:
         return -1
 
 
-def _read_environment(pid: int) -> set[bytes]:
+def _read_environment(pid: int) -> set[str]:
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return set(file.read().split(b"\0"))
+        return set(read_text(f"/proc/{pid}/environ").split("\0"))
     except OSError:  # it is over, or belongs to somebody else
         return set()
 

@@ -32,6 +32,8 @@ class SaveTask:
     """Store a task as it is when the commit begins, and show it to those who watch."""
 
     task: TaskRecord
+    #: The batch it belongs to, for showing it.
+    batch: BatchRecord
 
 
 @dataclass(frozen=True, slots=True)

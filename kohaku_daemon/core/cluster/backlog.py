@@ -4,7 +4,8 @@ Order: higher priority first, then earlier submission. A task that fits nowhere 
 one node free of later tasks (``place.choose_held``), so it is not starved by smaller ones;
 tasks that can use other nodes go past it.
 
-Knows: lanes of equal requests, so that a thousand equal tasks cost one question.
+Knows: lanes of equal requests, so that a thousand equal tasks cost one question, and which
+questions need not be asked again.
 Does not know: states, records; its owner says what waits and carries out what is placed.
 """
 
@@ -28,6 +29,12 @@ class _Lane:
     """Waiting tasks of one shape, as a heap; the gone ones are skipped when they surface."""
 
     line: list[Place] = field(default_factory=list)
+    #: The node kept free for the first in line.
+    keep: NodeName | None = None
+    #: The backlog's age when the shape last fitted nowhere, and the nodes that were kept for
+    #: earlier tasks then. It still fits nowhere while nodes only get fuller and more are kept.
+    blocked_at: int = -1
+    beside: frozenset[NodeName] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +52,10 @@ class Backlog:
     def __init__(self) -> None:
         self._lanes: dict[Request, _Lane] = {}
         self._waiting: dict[TaskId, tuple[Request, Place]] = {}
-        #: Shapes that fitted nowhere when last asked, with the node held for them. Stays true
-        #: while nodes only get fuller.
-        self._blocked: dict[Request, NodeName | None] = {}
+        #: Grows when something becomes free: what was blocked before is asked again.
+        self._age = 0
+        #: Nodes kept free by the last pass, and for whom.
+        self._held: dict[NodeName, TaskId] = {}
         self._changed = False
 
     def __len__(self) -> int:
@@ -65,14 +73,13 @@ class Backlog:
 
     def discard(self, task: TaskId) -> None:
         """Let a task wait no longer. Its place in the lane is dropped when it surfaces."""
-        gone = self._waiting.pop(task, None)
-        if gone is not None and gone[0] in self._blocked:
-            # The node held for it, and what lay behind that, may be another's now.
-            self.loosen()
+        if self._waiting.pop(task, None) is not None:
+            # The node kept for it, and what lay behind that, may be another's now.
+            self._changed = True
 
     def loosen(self) -> None:
         """Note that something became free or came back: every shape is worth asking again."""
-        self._blocked.clear()
+        self._age += 1
         self._changed = True
 
     def ahead_of(self, task: TaskId) -> int:
@@ -85,12 +92,12 @@ class Backlog:
         if not self._changed:
             return
         self._changed = False
-        held: set[NodeName] = set()
+        held = self._held = {}
         in_service = {site.name for site in sites.values() if not site.closed}
         heads = [(spot, request) for request in list(self._lanes) if (spot := self._head(request))]
         order = [(spot, index) for index, (spot, _) in enumerate(heads)]
         heapq.heapify(order)
-        while order and not held >= in_service:
+        while order and not held.keys() >= in_service:
             _, index = order[0]
             request = heads[index][1]
             placed = self._place(request, sites, held)
@@ -104,30 +111,31 @@ class Backlog:
 
     def held_for(self, node: NodeName) -> TaskId | None:
         """Give the waiting task that a node is kept free for, if there is one."""
-        for request, held in self._blocked.items():
-            head = self._head(request)
-            if held == node and head is not None:
-                return head[1]
-        return None
+        task = self._held.get(node)
+        return task if task in self._waiting else None
 
     def _place(
-        self, request: Request, sites: dict[NodeName, Site], held: set[NodeName]
+        self, request: Request, sites: dict[NodeName, Site], held: dict[NodeName, TaskId]
     ) -> Placement | None:
-        spot = self._head(request)
-        assert spot is not None, "a lane in the pass has a head"
-        if request not in self._blocked:
+        lane = self._lanes[request]
+        task = lane.line[0][1]
+        if not self._is_still_blocked(lane, held):
             found = place(request, candidates(request, sites), held)
             if found is not None:
                 site, claim = found
-                heapq.heappop(self._lanes[request].line)
-                del self._waiting[spot[1]]
-                return Placement(spot[1], site.name, claim)
-            keep = choose_held(request, candidates(request, sites), held)
-            self._blocked[request] = keep.name if keep is not None else None
-        keep_name = self._blocked[request]
-        if keep_name is not None:
-            held.add(keep_name)
+                heapq.heappop(lane.line)
+                del self._waiting[task]
+                lane.keep = None
+                return Placement(task, site.name, claim)
+            kept = choose_held(request, candidates(request, sites), held, lane.keep)
+            lane.keep = kept.name if kept is not None else None
+            lane.blocked_at, lane.beside = self._age, frozenset(held)
+        if lane.keep is not None:
+            held[lane.keep] = task
         return None
+
+    def _is_still_blocked(self, lane: _Lane, held: dict[NodeName, TaskId]) -> bool:
+        return lane.blocked_at == self._age and lane.beside <= held.keys() and lane.keep not in held
 
     def _head(self, request: Request) -> Place | None:
         lane = self._lanes.get(request)

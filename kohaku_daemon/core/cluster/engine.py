@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from typing import Final, assert_never
 
 from msgspec.structs import replace
-from protocol.snowflake import SnowflakeSource
 
 from kohaku_daemon.core.access.permissions import may_steer
 from kohaku_daemon.core.cluster.actions import (
@@ -71,6 +70,7 @@ from protocol.messages.runner import (
 from protocol.messages.task import SteerResult, Submitted
 from protocol.models.node import NodeState
 from protocol.models.task import Cause, Change, Claim, Exit, TaskState
+from protocol.snowflake import SnowflakeSource
 
 _REPORTED: Final[Mapping[AttemptState, TaskEvent]] = {
     AttemptState.ACCEPTED: TaskEvent.ACCEPTED,
@@ -179,7 +179,7 @@ class ClusterEngine:
                     history=first,
                 )
                 self.state.add_task(task)
-                self._out.append(SaveTask(task))
+                self._out.append(SaveTask(task, batch))
                 index += 1
         self._out.append(Answer(Submitted(batch.id, batch.runs)))
 
@@ -270,7 +270,8 @@ class ClusterEngine:
     def _hold(self, task: TaskRecord, wanted: TaskState, order: OrderPause | OrderResume) -> str:
         if task.state is not wanted:
             return f"it is {task.state}, not {wanted}"
-        if not self.state.fleet.nodes[task.node].is_online:
+        node = self.state.fleet.nodes.get(task.node)
+        if node is None or not node.is_online:
             return f"its node {task.node} is away; try again when it is back"
         self._out.append(SendOrder(task.node, order))
         return ""
@@ -310,27 +311,30 @@ class ClusterEngine:
 
     def _remove(self, event: RemoveAsked) -> None:
         node = self.state.fleet.find(event.node)
-        tasks = list(self.state.tasks_on(node.name).values())
+        tasks = self.state.tasks_on(node.name)
         if tasks and not event.force:
             raise Conflict(
                 f"{len(tasks)} tasks are on node {node.name}",
                 hint=f"let them end: kohaku node drain {node.name}; or give them up: --force",
             )
-        for task in tasks:
-            # Nobody will tell their end any more; the books must not wait for it.
-            exit_ = Exit(
-                Cause.NODE_REMOVED, message="what it left on the machine is not followed up"
-            )
-            self._finish(task, TaskEvent.KILLED, exit_, self._now)
+        self._give_up(node.name)
         view = node.view()
         del self.state.fleet.nodes[node.name]
-        self.state.on_node.pop(node.name, None)
         self.state.backlog.loosen()
         self._out.append(DropDocument(NodeRecord, node.name))
         self._out.append(CloseLink(node.name, "the node was removed from the cluster"))
         self._out.append(NodeChanged(node.name))
         self._tell("node.removed", f"{node.name} left the cluster", actor=event.actor.user)
         self._out.append(Answer(view))
+
+    def _give_up(self, node: NodeName) -> None:
+        """End the tasks of a node that is removed: nobody will tell their end any more."""
+        for task in list(self.state.tasks_on(node).values()):
+            exit_ = Exit(
+                Cause.NODE_REMOVED, message="what it left on the machine is not followed up"
+            )
+            self._finish(task, TaskEvent.KILLED, exit_, self._now)
+        del self.state.on_node[node]
 
     def _make_join_token(self, event: JoinTokenAsked) -> None:
         if not 1 <= event.uses <= 1000:
@@ -401,20 +405,17 @@ class ClusterEngine:
 
     def _reconcile(self, node: FleetNode, task: TaskRecord, known: set[tuple[TaskId, int]]) -> None:
         """Bring one task of the books in line with what its runner has just said it knows."""
-        if (task.id, task.attempt) in known:
-            if task.kill_asked_by:
-                self._order_kill(task)
-            return
-        if task.state is TaskState.ASSIGNED and not task.kill_asked_by:
-            self._order_start(task)
-        elif task.state is TaskState.ASSIGNED:
-            # The order never arrived and must not: the runner is told to refuse it, and as
-            # the old link is gone, nothing can overtake that.
+        if task.kill_asked_by:
+            # Also if the order to start never arrived: the runner is told to refuse it, and
+            # as the old link is gone, nothing can overtake that.
             self._order_kill(task)
+        elif (task.id, task.attempt) in known:
+            return
+        elif not _was_accepted(task):
+            # Lost or not, the order never arrived: its first time is still to come.
+            self._order_start(task)
         elif task.state is not TaskState.LOST:
             self._miss(task, f"{node.name} no longer knows it")
-        elif task.kill_asked_by:
-            self._order_kill(task)
 
     def _report(self, event: RunnerReported) -> None:
         node = self.state.fleet.nodes.get(event.node)
@@ -438,18 +439,31 @@ class ClusterEngine:
         try:
             after = advance(task.state, _REPORTED[report.state])
         except InvalidTransition:
-            return  # said twice, or overtaken by what came after
+            # Said twice, or overtaken by what came after: only a remark can be new.
+            self._take_remark(task, report)
+            return
         if report.started_at and not task.started_at:
             task.started_at = self._plausible(report.started_at)
         self._move(task, after, report.note)
         if back:
             self._tell("task.back", f"task {task.id} is {after} on {node.name}", task=task)
-            if task.kill_asked_by:
-                self._order_kill(task)
+
+    def _take_remark(self, task: TaskRecord, report: AttemptReport) -> None:
+        """Keep what a runner has to say about a task that stays as it is, once."""
+        said = any(
+            change.attempt == task.attempt and change.cause == report.note
+            for change in task.history
+        )
+        if report.note and not said:
+            self._note(task, report.note)
 
     def _beat(self, event: RunnerBeat) -> None:
         node = self.state.fleet.nodes.get(event.node)
         if node is None:
+            return
+        if node.state is NodeState.LOST:
+            # Its tasks were given up; what became of them is said when a link is opened.
+            self._out.append(CloseLink(node.name, "it was silent too long: register again"))
             return
         node.seen_at = self._now
         node.readings = event.readings
@@ -489,6 +503,9 @@ class ClusterEngine:
                 and self._now - node.offline_since > self._lost_after_s
             ):
                 self._lose(node)
+        for name in sorted(self.state.on_node.keys() - self.state.fleet.nodes.keys()):
+            # A crash between both stores can leave tasks of a node that was removed.
+            self._give_up(name)
         for digest in self.state.fleet.drop_expired_tokens(self._now):
             self._out.append(DropDocument(JoinTokenRecord, digest))
 
@@ -543,7 +560,7 @@ class ClusterEngine:
     def _note(self, task: TaskRecord, cause: str, actor: str = "") -> None:
         change = Change(self._now, task.state, cause, actor, task.attempt, task.node)
         task.history = (*task.history, change)
-        self._out.append(SaveTask(task))
+        self._out.append(SaveTask(task, self.state.batch_of(task).record))
 
     def _miss(self, task: TaskRecord, reason: str) -> None:
         task.reason = reason
@@ -601,6 +618,15 @@ class ClusterEngine:
                 )
             )
         )
+
+
+def _was_accepted(task: TaskRecord) -> bool:
+    """Say whether a runner ever had the order to launch this attempt."""
+    return any(
+        change.attempt == task.attempt
+        and change.state not in {TaskState.QUEUED, TaskState.ASSIGNED, TaskState.LOST}
+        for change in task.history
+    )
 
 
 def restore_engine(

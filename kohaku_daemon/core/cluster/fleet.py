@@ -107,7 +107,7 @@ class Fleet:
 
         Raises:
             Unauthenticated: The token is unknown, used up, expired or for another name.
-            Conflict: The name belongs to another runner.
+            Conflict: The name belongs to another runner, or the credential to another name.
         """
         there = self.nodes.get(name)
         if there is not None and there.record.credential == credential:
@@ -118,6 +118,12 @@ class Fleet:
                 f"a node called {name} is in the cluster already",
                 hint=f"give this runner another name, or first: kohaku node remove {name}",
             )
+        for other in self.nodes.values():
+            if other.record.credential == credential:
+                raise Conflict(
+                    f"this runner's credential is that of node {other.name}",
+                    hint="a copied machine needs its own: remove its copy of the runner's data",
+                )
         record = NodeRecord(name=name, credential=credential, joined_at=now, labels=labels)
         token = replace(token, uses_left=token.uses_left - 1)
         self.join_tokens[token_digest] = token
@@ -128,7 +134,8 @@ class Fleet:
         node.record = replace(node.record, inventory=inventory)
         node.state = NodeState.ONLINE
         node.seen_at = now
-        node.site.books.refit(inventory, {})
+        # Faults stay until the next heartbeat: a new link repairs no GPU.
+        node.site.books.refit(inventory)
         node.close_or_open()
 
     def offline(self, node: FleetNode, now: float) -> None:

@@ -6,7 +6,6 @@ Changed by the engine only. Tasks that ended are not here: the store has them.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -56,11 +55,13 @@ class ClusterState:
     fleet: Fleet = field(default_factory=Fleet)
     #: Every task that has not ended, lost ones included.
     tasks: dict[TaskId, TaskRecord] = field(default_factory=dict)
-    batches: OrderedDict[BatchId, LiveBatch] = field(default_factory=OrderedDict)
+    batches: dict[BatchId, LiveBatch] = field(default_factory=dict)
     by_request: dict[tuple[UserName, str], BatchId] = field(default_factory=dict)
     #: Live tasks by the node they are on.
     on_node: dict[NodeName, dict[TaskId, TaskRecord]] = field(default_factory=dict)
     backlog: Backlog = field(default_factory=Backlog)
+    #: Batches all of whose tasks have ended, the longest ago first.
+    _ended: OrderedDict[BatchId, None] = field(default_factory=OrderedDict)
 
     def batch_of(self, task: TaskRecord) -> LiveBatch:
         """Give the batch of a live task."""
@@ -97,7 +98,7 @@ class ClusterState:
         batch = self.batch_of(task)
         batch.live -= 1
         if batch.live == 0:
-            self.batches.move_to_end(task.batch)
+            self._ended[task.batch] = None
             self._forget_old_batches()
 
     def check_invariants(self) -> None:
@@ -114,15 +115,7 @@ class ClusterState:
         assert len(self.backlog) == sum(t.state is TaskState.QUEUED for t in self.tasks.values())
 
     def _forget_old_batches(self) -> None:
-        excess = len(self.batches) - _REMEMBERED_BATCHES
-        for batch in list(self._ended_batches(excess)):
-            del self.batches[batch.record.id]
-            del self.by_request[(batch.record.owner, batch.record.request_id)]
-
-    def _ended_batches(self, most: int) -> Iterator[LiveBatch]:
-        for batch in self.batches.values():
-            if most <= 0:
-                return
-            if batch.live == 0:
-                most -= 1
-                yield batch
+        while len(self._ended) > _REMEMBERED_BATCHES:
+            oldest, _ = self._ended.popitem(last=False)
+            record = self.batches.pop(oldest).record
+            del self.by_request[(record.owner, record.request_id)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -16,7 +17,9 @@ from protocol.models.node import Claimed, NodeState
 from protocol.models.task import Batch, Cause, Exit, Explanation, Task, TaskSpec, TaskState
 
 #: Stands where the reader may not see a command.
-_HIDDEN = ("(hidden)",)
+_HIDDEN: Final = ("(hidden)",)
+#: Characters of a command that a row shows.
+_LONGEST_BRIEF: Final = 256
 
 
 def view_task(task: TaskRecord, batch: BatchRecord, *, history: bool = False) -> Task:
@@ -43,6 +46,27 @@ def view_task(task: TaskRecord, batch: BatchRecord, *, history: bool = False) ->
         kill_asked=bool(task.kill_asked_by) and not task.state.is_final,
         history=task.history if history else (),
     )
+
+
+def brief_task(task: Task) -> Task:
+    """Make a row of bounded size: without variables, and with a long command cut."""
+    spec = task.spec
+    if spec.env or sum(map(len, spec.command)) > _LONGEST_BRIEF:
+        spec = replace(spec, env={}, command=_cut(spec.command))
+        return replace(task, spec=spec)
+    return task
+
+
+def _cut(command: tuple[str, ...]) -> tuple[str, ...]:
+    left = _LONGEST_BRIEF
+    parts = []
+    for part in command:
+        if len(part) > left:
+            parts.append(part[:left] + "\N{HORIZONTAL ELLIPSIS}")
+            break
+        parts.append(part)
+        left -= len(part)
+    return tuple(parts)
 
 
 def redact_task(task: Task, actor: Actor) -> Task:

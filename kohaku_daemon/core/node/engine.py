@@ -77,7 +77,7 @@ class NodeEngine:
 
     def live(self) -> list[LaunchRecord]:
         """Give the launches that run or are held."""
-        return [record for record in self._records.values() if record.state in _ALIVE]
+        return [record for record in self._records.values() if self._is_alive(record)]
 
     def record(self, key: str) -> LaunchRecord | None:
         """Give one launch."""
@@ -168,13 +168,17 @@ class NodeEngine:
             self._kill_if_alive(record)
 
     def _kill_if_alive(self, record: LaunchRecord) -> None:
-        """Pass an asked-for end on. A launch that is still starting is ended once it has."""
-        if record.kill_asked and record.state in _ALIVE and record.handle is not None:
+        """Pass an asked-for end on. One that is starting or being found is ended once it has."""
+        if record.kill_asked and self._is_alive(record) and record.handle is not None:
             self._out.append(KillLaunch(record.key, record.handle, record.grace_s))
+
+    def _is_alive(self, record: LaunchRecord) -> bool:
+        """Whether it is there to be acted on: an earlier run's word is not enough."""
+        return record.state in _ALIVE and record.key not in self._unknown
 
     def _hold(self, task: TaskId, attempt: int, *, paused: bool) -> None:
         record = self._records.get(f"{task}-{attempt}")
-        if record is None or record.state not in _ALIVE or record.handle is None:
+        if record is None or not self._is_alive(record) or record.handle is None:
             return
         wanted = PauseLaunch if paused else ResumeLaunch
         self._out.append(wanted(record.key, record.handle))
@@ -214,6 +218,7 @@ class NodeEngine:
             return
         record.state = AttemptState.PAUSED if event.paused else AttemptState.RUNNING
         record.at = self._now
+        record.note = ""
         self._report(record)
 
     def _refused(self, event: LaunchRefused) -> None:

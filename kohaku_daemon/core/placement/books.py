@@ -29,12 +29,13 @@ class Books:
     free_gpus: set[str] = field(default_factory=set)
     #: Bytes free for pinned claims, by NUMA node.
     free_numa_memory: dict[int, int] = field(default_factory=dict)
+    _whole: Books | None = None
     _idle: Books | None = None
 
     def refit(self, inventory: Inventory, faults: Mapping[str, str] | None = None) -> None:
         """Take a new inventory (or new faults) and work out anew what is free."""
         self.inventory = inventory
-        self._idle = None
+        self._whole = self._idle = None
         if faults is not None:
             self.faults = dict(faults)
         self.free_cores = set(inventory.cores)
@@ -76,15 +77,26 @@ class Books:
         return (
             self.free_cores.issuperset(claim.cores)
             and self.free_gpus.issuperset(claim.gpus)
-            and claim.memory <= self.free_memory
-            and (claim.numa is None or claim.memory <= self.free_numa_memory.get(claim.numa, 0))
+            and has_room(claim.memory, self.free_memory)
+            and (claim.numa is None or has_room(claim.memory, self.free_memory_of(claim.numa)))
         )
+
+    def free_memory_of(self, numa: int) -> int:
+        """Give the bytes that are free for claims pinned to a NUMA node; 0 if there is none."""
+        return self.free_numa_memory.get(numa, 0)
 
     def emptied(self) -> Books:
         """Give the books this node would have if it were idle and whole. Not to be changed."""
+        if self._whole is None:
+            self._whole = Books()
+            self._whole.refit(self.inventory, {})
+        return self._whole
+
+    def idle(self) -> Books:
+        """Give the books it would have if it were idle, with its faults. Not to be changed."""
         if self._idle is None:
             self._idle = Books()
-            self._idle.refit(self.inventory, {})
+            self._idle.refit(self.inventory, self.faults)
         return self._idle
 
     def claimed(self) -> Claimed:
@@ -119,6 +131,15 @@ class Books:
         self.free_gpus.difference_update(claim.gpus)
         if claim.numa in self.free_numa_memory:
             self.free_numa_memory[claim.numa] -= claim.memory
+
+
+def has_room(memory: int, free: int) -> bool:
+    """Say whether a claim of so many bytes finds them free.
+
+    No claim always does: less than nothing is free where a machine came back with less
+    memory than its tasks hold.
+    """
+    return memory == 0 or memory <= free
 
 
 def gpus_in_order(inventory: Inventory, uuids: Iterable[str]) -> list[Gpu]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kohaku_daemon.core.placement.books import Books, gpus_in_order
+from kohaku_daemon.core.placement.books import Books, gpus_in_order, has_room
 from kohaku_daemon.core.placement.request import Request
 from protocol.models.node import Gpu
 from protocol.models.task import Claim
@@ -41,10 +41,8 @@ def shortages(request: Request, books: Books) -> list[str]:
         total = len(_all_cores(request, books))
         free = len(_free_cores(request, books))
         reasons.append(f"{_count(request.cores, 'core')} wanted, {free} of {total} free{where}")
-    free_memory = books.free_memory
-    if request.numa is not None:
-        free_memory = min(free_memory, books.free_numa_memory[request.numa])
-    if request.memory > free_memory:
+    free_memory = _free_memory(request, books)
+    if not has_room(request.memory, free_memory):
         reasons.append(
             f"{render_size(request.memory)} memory wanted, "
             f"{render_size(max(free_memory, 0))} of {render_size(inventory.memory)} free"
@@ -57,12 +55,11 @@ def shortages(request: Request, books: Books) -> list[str]:
 
 def fits(request: Request, books: Books) -> bool:
     """Say whether ``shortages`` is empty, without composing it: placement's inner loop."""
-    if len(books.claims) >= books.inventory.max_tasks or request.memory > books.free_memory:
+    if len(books.claims) >= books.inventory.max_tasks:
         return False
-    if request.numa is not None and (
-        request.numa not in books.free_numa_memory
-        or request.memory > books.free_numa_memory[request.numa]
-    ):
+    if request.numa is not None and request.numa not in books.free_numa_memory:
+        return False
+    if not has_room(request.memory, _free_memory(request, books)):
         return False
     return request.cores <= len(_free_cores(request, books)) and (
         not request.gpus or request.gpus <= len(_usable_gpus(request, books))
@@ -75,7 +72,7 @@ def missing(request: Request, books: Books) -> float:
     if request.cores:
         short += max(0, request.cores - len(_free_cores(request, books))) / request.cores
     if request.memory:
-        short += max(0, request.memory - books.free_memory) / request.memory
+        short += max(0, request.memory - _free_memory(request, books)) / request.memory
     if request.gpus:
         short += max(0, request.gpus - len(_usable_gpus(request, books))) / request.gpus
     return short + (len(books.claims) >= books.inventory.max_tasks)
@@ -84,8 +81,9 @@ def missing(request: Request, books: Books) -> float:
 def choose_claim(request: Request, books: Books) -> Claim:
     """Choose cores and GPUs for a request that ``shortages`` has nothing against.
 
-    GPUs come first, from one NUMA node if one has enough; then cores, from the NUMA node of
-    those GPUs or from the one that they fill best, so that a wide task finds a whole one left.
+    GPUs come first, from one NUMA node if one has enough (the pinned one before others); then
+    cores, from the NUMA node of those GPUs or from the one that they fill best, so that a
+    wide task finds a whole one left.
     """
     gpus = _choose_gpus(request, books)
     return Claim(
@@ -103,8 +101,12 @@ def _choose_gpus(request: Request, books: Books) -> list[Gpu]:
     by_numa: dict[int | None, list[Gpu]] = {}
     for gpu in usable:
         by_numa.setdefault(gpu.numa, []).append(gpu)
-    enough = [group for group in by_numa.values() if len(group) >= request.gpus]
-    return (min(enough, key=len) if enough else usable)[: request.gpus]
+    enough = [
+        (request.numa is not None and numa != request.numa, len(group), group[0].index, group)
+        for numa, group in by_numa.items()
+        if len(group) >= request.gpus
+    ]
+    return (min(enough)[3] if enough else usable)[: request.gpus]
 
 
 def _choose_cores(request: Request, books: Books, gpus: list[Gpu]) -> tuple[int, ...]:
@@ -127,6 +129,12 @@ def _free_cores(request: Request, books: Books) -> set[int]:
     if request.numa is None:
         return books.free_cores
     return books.free_cores & books.cores_of_numa(request.numa)
+
+
+def _free_memory(request: Request, books: Books) -> int:
+    if request.numa is None:
+        return books.free_memory
+    return min(books.free_memory, books.free_memory_of(request.numa))
 
 
 def _all_cores(request: Request, books: Books) -> frozenset[int]:

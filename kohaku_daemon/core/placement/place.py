@@ -52,11 +52,18 @@ def place(
     return best, choose_claim(request, best.books)
 
 
-def choose_held(request: Request, sites: Iterable[Site], held: Collection[NodeName]) -> Site | None:
+def choose_held(
+    request: Request,
+    sites: Iterable[Site],
+    held: Collection[NodeName],
+    before: NodeName | None = None,
+) -> Site | None:
     """Choose the node to keep free of later tasks until this request fits there.
 
-    It is the one that lacks least. As nothing new enters a held node, what it lacks only
-    shrinks, so the first in line is served after at most the tasks that run there now.
+    It is the one that lacks least, and stays the one it was (``before``) while it can: as
+    nothing new enters a held node, what it lacks only shrinks, so the first in line is
+    served after at most the tasks that run there now. GPUs out of service do not count,
+    or a node would be kept free for what may never come back.
     """
     hopeful = [
         site
@@ -64,9 +71,13 @@ def choose_held(request: Request, sites: Iterable[Site], held: Collection[NodeNa
         if not site.closed
         and site.name not in held
         and not unsuitable(request, site.books, site.labels)
-        and fits(request, site.books.emptied())
+        and fits(request, site.books.idle())
     ]
-    return min(hopeful, key=lambda site: (missing(request, site.books), site.name), default=None)
+    return min(
+        hopeful,
+        key=lambda site: (site.name != before, missing(request, site.books), site.name),
+        default=None,
+    )
 
 
 def candidates(request: Request, sites: dict[NodeName, Site]) -> Iterable[Site]:

@@ -13,6 +13,7 @@ from typing import Final
 
 from protocol.errors import BadRequest
 from protocol.messages.task import LARGEST_BATCH, SubmitTask
+from protocol.models.target import Target, render_target
 from protocol.models.task import TaskSpec
 
 #: Linux refuses a single argument above 128 KiB (MAX_ARG_STRLEN, man execve); an order also
@@ -40,21 +41,19 @@ def check_submission(request: SubmitTask) -> None:
             "targets, array and rows were given together",
             hint="choose one: a task per target, numbered tasks, or a task per row",
         )
-    if not 0 <= request.array <= LARGEST_BATCH or len(request.rows) > LARGEST_BATCH:
+    if not (
+        0 <= request.array <= LARGEST_BATCH
+        and len(request.rows) <= LARGEST_BATCH
+        and len(request.targets) <= LARGEST_BATCH
+    ):
         raise BadRequest(f"a batch has 1 to {LARGEST_BATCH} tasks")
     _check_spec(request.spec)
     for row in request.rows:
         _check_env("rows", row)
-    if sum(len(key) + len(value) for row in request.rows for key, value in row.items()) > (
-        _LARGEST_ROWS
-    ):
+    if sum(_size_of_env(row) for row in request.rows) > _LARGEST_ROWS:
         raise BadRequest("rows hold more than 4 MiB", hint="put large values into files")
     for target in request.targets:
-        if target.gpus and request.spec.gpus not in {0, len(target.gpus)}:
-            raise BadRequest(
-                f"{len(target.gpus)} GPUs of {target.node} are named, {request.spec.gpus} asked for",
-                hint="leave out --gpus when the target names them",
-            )
+        _check_target(target, request.spec)
 
 
 def batch_size(request: SubmitTask) -> int:
@@ -81,7 +80,7 @@ def _check_spec(spec: TaskSpec) -> None:
         raise BadRequest("there is no command", hint="put it after --: kohaku task submit -- date")
     if any("\0" in part for part in spec.command):
         raise BadRequest("the command contains a NUL character")
-    if sum(len(part) for part in spec.command) > _LARGEST_COMMAND:
+    if sum(map(_size, spec.command)) > _LARGEST_COMMAND:
         raise BadRequest("the command is longer than 96 KiB", hint="put it into a script")
     if len(spec.name) > 128 or not spec.name.isprintable():
         raise BadRequest("name must be at most 128 printable characters")
@@ -105,6 +104,18 @@ def _check_spec(spec: TaskSpec) -> None:
         raise BadRequest(f"grace must be 0 to 3600 seconds, not {spec.grace_s:g}")
 
 
+def _check_target(target: Target, spec: TaskSpec) -> None:
+    if (target.numa or 0) < 0 or any(index < 0 for index in target.gpus):
+        raise BadRequest(f"{target.node}: NUMA nodes and GPUs are counted from 0")
+    if len(set(target.gpus)) != len(target.gpus):
+        raise BadRequest(f"target {render_target(target)!r} names a GPU twice")
+    if target.gpus and spec.gpus not in {0, len(target.gpus)}:
+        raise BadRequest(
+            f"{target.node}: {len(target.gpus)} GPUs named, {spec.gpus} asked for",
+            hint="leave out --gpus when the target names them",
+        )
+
+
 def _check_env(field: str, env: Mapping[str, str]) -> None:
     for key, value in env.items():
         if not _VARIABLE.fullmatch(key):
@@ -113,5 +124,14 @@ def _check_env(field: str, env: Mapping[str, str]) -> None:
             raise BadRequest(f"{field}: {key} is set by the cluster", hint="choose another name")
         if "\0" in value:
             raise BadRequest(f"{field}: the value of {key} contains a NUL character")
-    if sum(len(key) + len(value) for key, value in env.items()) > _LARGEST_ENV:
+    if _size_of_env(env) > _LARGEST_ENV:
         raise BadRequest(f"{field} holds more than 64 KiB", hint="put large values into files")
+
+
+def _size_of_env(env: Mapping[str, str]) -> int:
+    return sum(_size(key) + _size(value) for key, value in env.items())
+
+
+def _size(text: str) -> int:
+    """Give its bytes on the wire and for the kernel."""
+    return len(text.encode(errors="surrogatepass"))

@@ -1,0 +1,213 @@
+"""Where on this machine cgroups of launches can be made, and what they can limit.
+
+Knows: how the three arrangements of cgroups (v1, v2, hybrid) are recognised and prepared, and
+how a claim becomes files to write. Every path hangs below a root folder, so tests give it one
+of their own.
+Does not know: any one launch's life (``group``).
+
+Groups are named ``kohaku/NODE/KEY``. With v2 and without delegation they lie below the root;
+with systemd's ``Delegate=yes`` below the service's own group, whose processes must then move
+into a leaf, because a v2 group with limits on its children may hold no processes itself
+(cgroup-v2.rst, "No Internal Process Constraint").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from kohaku_daemon.backends.process.group import UNIFIED
+from kohaku_daemon.backends.process.record import GroupPlan
+from protocol.models.task import Claim
+
+_log = logging.getLogger(__name__)
+
+_LIMITS: Final = ("memory", "cpuset", "pids")
+#: The daemons' own group, where they may not stay in the one that holds ``kohaku``.
+_LEAF: Final = "kohaku-daemons"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSite:
+    """Where groups are made: a prepared folder ``kohaku/NODE`` for each controller."""
+
+    #: Controller, or ``unified`` for cgroup v2, to the folder that groups are made in.
+    parents: dict[str, Path]
+    #: What can be limited, out of memory, cpuset, pids.
+    limits: frozenset[str]
+
+    @property
+    def is_v2(self) -> bool:
+        """Say whether limits are set by cgroup v2."""
+        return set(self.parents) == {UNIFIED}
+
+    def describe(self) -> str:
+        """Say what it is, for people."""
+        version = "v2" if self.is_v2 else "v1"
+        return f"cgroup {version}: {', '.join(sorted(self.limits))}"
+
+    def plan(self, key: str, claim: Claim, max_processes: int) -> GroupPlan:
+        """Plan the group of one launch."""
+        wanted = set(self.parents)
+        if not (claim.cores or claim.numa is not None):
+            wanted.discard("cpuset")  # moving a process into each group costs a millisecond
+        folders = {name: str(self.parents[name] / key) for name in self.parents if name in wanted}
+        settings: list[tuple[str, str]] = []
+        for limit in _LIMITS:
+            folder = folders.get(UNIFIED if self.is_v2 else limit)
+            if folder is not None and limit in self.limits:
+                settings += _limit(limit, Path(folder), claim, max_processes, v2=self.is_v2)
+        return GroupPlan(folders=folders, settings=settings)
+
+    def remove(self) -> None:
+        """Remove the node's folders if no launch is in them, and ``kohaku`` if no node is."""
+        for folder in self.parents.values():
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+                folder.parent.rmdir()
+
+
+def find_site(root: Path, node: str, own: Path = Path("/proc/self/cgroup")) -> GroupSite | None:
+    """Find out where groups can be made, and prepare it; None if nowhere.
+
+    Args:
+        root: Where the cgroup file systems are mounted.
+        node: Name of the node, the groups' common folder.
+        own: The file that names the calling process's groups.
+    """
+    try:
+        if (root / "cgroup.controllers").exists():
+            return _prepare_v2(_choose_base(root, own), node)
+        return _prepare_v1(root, node)
+    except OSError as error:
+        _log.info("no cgroups: %s", error)
+        return None
+
+
+def _limit(
+    name: str, folder: Path, claim: Claim, max_processes: int, *, v2: bool
+) -> list[tuple[str, str]]:
+    match name:
+        case "memory":
+            return _limit_memory(folder, claim.memory, v2=v2)
+        case "cpuset":
+            cores = ",".join(map(str, claim.cores))
+            nodes = "" if claim.numa is None else str(claim.numa)
+            if not v2:  # both must be set before a process can join
+                cores = cores or _read(folder.parent / "cpuset.cpus")
+                nodes = nodes or _read(folder.parent / "cpuset.mems")
+            pairs = (("cpuset.cpus", cores), ("cpuset.mems", nodes))
+            return [(str(folder / file), value) for file, value in pairs if value]
+        case _:
+            return [(str(folder / "pids.max"), str(max_processes))]
+
+
+def _limit_memory(folder: Path, memory: int, *, v2: bool) -> list[tuple[str, str]]:
+    """Limit memory, and memory with swap to the same: a task over its claim must not crawl."""
+    if not memory:
+        return []
+    if v2:
+        pairs = [("memory.max", str(memory))]
+        if (folder.parent / "memory.swap.max").exists():
+            pairs.append(("memory.swap.max", "0"))
+    else:
+        pairs = [("memory.limit_in_bytes", str(memory))]
+        if (folder.parent / "memory.memsw.limit_in_bytes").exists():
+            pairs.append(("memory.memsw.limit_in_bytes", str(memory)))
+        else:
+            pairs.append(("memory.swappiness", "0"))
+    return [(str(folder / file), value) for file, value in pairs]
+
+
+def _choose_base(root: Path, own: Path) -> Path:
+    """Choose the v2 group to work below: our own if it was given to us, else the root.
+
+    systemd marks a delegated group by an extended attribute, and gives a user's group to the
+    user. Working below any other group of systemd's would be undone by it at some moment.
+    """
+    path = next((line[3:] for line in _read(own).splitlines() if line.startswith("0::")), "/")
+    mine = root / path.lstrip("/")
+    if mine.name == _LEAF:  # moved there by an earlier run, or by DelegateSubgroup=
+        mine = mine.parent
+    if mine == root or not mine.is_dir():
+        return root
+    if os.geteuid() != 0:
+        return mine if mine.stat().st_uid == os.geteuid() else root
+    for name in ("trusted.delegate", "user.delegate"):
+        with contextlib.suppress(OSError):
+            if os.getxattr(mine, name) == b"1":
+                return mine
+    return root
+
+
+def _prepare_v2(base: Path, node: str) -> GroupSite:
+    offered = set(_read(base / "cgroup.controllers").split()) & set(_LIMITS)
+    parent = base / "kohaku" / node
+    parent.mkdir(parents=True, exist_ok=True)
+    for folder in (base, base / "kohaku", parent):
+        offered = {name for name in offered if _enable(folder, name, base)}
+    return GroupSite({UNIFIED: parent}, frozenset(offered))
+
+
+def _enable(folder: Path, controller: str, base: Path) -> bool:
+    if controller in _read(folder / "cgroup.subtree_control").split():
+        return True
+    try:
+        (folder / "cgroup.subtree_control").write_text(f"+{controller}")
+    except OSError:
+        if folder != base or not _vacate(base):
+            return False
+        with contextlib.suppress(OSError):
+            (folder / "cgroup.subtree_control").write_text(f"+{controller}")
+            return True
+        return False
+    return True
+
+
+def _vacate(base: Path) -> bool:
+    """Move the processes of our own group into a leaf of it; say whether there were any."""
+    pids = _read(base / "cgroup.procs").split()
+    with contextlib.suppress(OSError):
+        (base / _LEAF).mkdir(exist_ok=True)
+        for pid in pids:
+            (base / _LEAF / "cgroup.procs").write_text(pid)
+        return bool(pids)
+    return False
+
+
+def _prepare_v1(root: Path, node: str) -> GroupSite | None:
+    wanted = [*_LIMITS]
+    # On a hybrid machine the v2 tree holds still, kills and counts CPU: one group for three.
+    has_v2 = (root / UNIFIED / "cgroup.controllers").exists()
+    wanted += [UNIFIED] if has_v2 else ["freezer", "cpuacct"]
+    parents = {}
+    for name in wanted:
+        with contextlib.suppress(OSError):
+            if (root / name / "cgroup.procs").exists():
+                parents[name] = _prepare_v1_parent(root / name, node)
+    if not parents:
+        return None
+    return GroupSite(parents, frozenset(parents) & frozenset(_LIMITS))
+
+
+def _prepare_v1_parent(hierarchy: Path, node: str) -> Path:
+    folder = hierarchy
+    for name in ("kohaku", node):
+        folder = folder / name
+        folder.mkdir(exist_ok=True)
+        if hierarchy.name == "cpuset":  # a v1 cpuset is born empty and useless
+            for file in ("cpuset.cpus", "cpuset.mems"):
+                if not _read(folder / file):
+                    (folder / file).write_text(_read(folder.parent / file))
+    return folder
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,104 @@
+"""The launcher: a small process that the runner starts once and that forks every shim.
+
+Forking the runner itself would copy a large process with threads, and starting an
+interpreter for each task takes some 20 ms. The launcher is neither large nor threaded, so a
+shim costs a bare fork. It ends when the runner closes its end of the socket or dies; shims
+and tasks go on. It keeps no state: losing it loses nothing.
+
+One line of JSON comes in for each launch, ``[number, LaunchPlan]``, and one goes out,
+``[number, kind, text]``, as soon as its program runs or is known not to. Answers come in any
+order. Standard library only: it runs as ``python -I -S``.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from typing import Final
+
+from kohaku_daemon.backends.process import linux, shim
+
+#: Its shim ended without an answer: whether the program ran is in the state folder, or lost.
+VANISHED: Final = "vanished"
+
+
+class Launcher:
+    """The conversation with one runner."""
+
+    def __init__(self, runner: socket.socket) -> None:
+        self._runner = runner
+        self._poll = select.poll()
+        self._poll.register(runner, select.POLLIN)
+        #: Number of a launch by the pipe on which its shim will answer.
+        self._waiting: dict[int, int] = {}
+        self._unread = b""
+
+    def serve(self) -> None:
+        """Serve until the runner goes."""
+        while True:
+            for descriptor, _ in self._poll.poll():
+                if descriptor != self._runner.fileno():
+                    self._pass_answer(descriptor)
+                elif not self._take_requests():
+                    return
+
+    def _take_requests(self) -> bool:
+        received = self._runner.recv(1 << 18)
+        if not received:
+            return False
+        *lines, self._unread = (self._unread + received).split(b"\n")
+        for line in lines:
+            self._launch(line)
+        return True
+
+    def _launch(self, line: bytes) -> None:
+        number, plan = json.loads(line)
+        read, write = os.pipe()
+        if os.fork() == 0:
+            try:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                shim.keep(plan, write)
+            except BaseException:
+                sys.excepthook(*sys.exc_info())  # to the log: the fork must not go on
+            finally:
+                os._exit(0)
+        os.close(write)
+        self._waiting[read] = number
+        self._poll.register(read, select.POLLIN)
+
+    def _pass_answer(self, descriptor: int) -> None:
+        # Shorter than a pipe's atomic write, so it comes whole.
+        answer = os.read(descriptor, 4096)
+        kind, text = json.loads(answer) if answer else (VANISHED, "")
+        self._poll.unregister(descriptor)
+        os.close(descriptor)
+        line = json.dumps([self._waiting.pop(descriptor), kind, text]) + "\n"
+        self._runner.sendall(line.encode())
+
+
+def main(descriptor: int) -> None:
+    """Run as a process of its own.
+
+    Args:
+        descriptor: Of a connected stream socket to the runner.
+    """
+    linux.prctl(linux.PR_SET_NAME, b"kohaku-launcher")
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        # What our parent ignored, such as SIGHUP under nohup, the tasks need not.
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    # The kernel reaps the shims: nobody here waits for them.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.umask(0o022)
+    os.chdir("/")
+    # Collected objects are written to, which would copy the pages shims share.
+    gc.disable()
+    gc.freeze()
+    with socket.socket(fileno=descriptor) as runner:
+        Launcher(runner).serve()

@@ -1,0 +1,87 @@
+"""People at the door /v1/ws: hello, then every call through the gate to its handler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+import kohaku_daemon
+from kohaku_daemon.core.access.permissions import STRANGER, Actor
+from kohaku_daemon.host.handlers.calls import CALLS
+from kohaku_daemon.host.handlers.watch import watch
+from kohaku_daemon.host.parts import Call, Parts
+from kohaku_daemon.wire import ItemSink, Served
+from protocol.errors import KohakuError, Unsupported
+from protocol.messages.cluster import Watch
+from protocol.messages.hello import Hello, Welcome
+from protocol.methods import Method, StreamingMethod
+from protocol.version import CAPABILITIES, OLDEST_VERSION, PROTOCOL_VERSION, can_talk
+
+
+class ClientDoor:
+    """Answers clients."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def hello(self, served: Served, params: Hello) -> Welcome:
+        """Let somebody in. A stranger may come in, and be refused everything but the health."""
+        actor = self._parts.gate.actor(params.token, served.address)
+        served.actor = actor
+        return welcome(self._parts, params, actor)
+
+    async def call(
+        self, served: Served, method: Method[Any, Any], params: msgspec.Struct
+    ) -> msgspec.Struct:
+        """Answer a call."""
+        handler = CALLS[method]
+        answer: msgspec.Struct = await handler(self._let_in(served, method, params), params)
+        return answer
+
+    async def stream(
+        self,
+        served: Served,
+        method: StreamingMethod[Any, Any, Any],
+        params: msgspec.Struct,
+        sink: ItemSink,
+    ) -> msgspec.Struct:
+        """Answer a streaming call: there is one for clients, ``watch``."""
+        call = self._let_in(served, method, params)
+        assert isinstance(params, Watch)
+        return await watch(call, params, sink)
+
+    def _let_in(self, served: Served, method: Method[Any, Any], params: msgspec.Struct) -> Call:
+        actor = served.actor if isinstance(served.actor, Actor) else STRANGER
+        audit = self._parts.gate.audit(actor, method, params)
+        try:
+            self._parts.gate.check(actor, method)
+        except KohakuError as error:
+            if audit is not None:
+                self._parts.loop.audit(audit, outcome=error.code)
+            raise
+        return Call(self._parts, actor, audit)
+
+
+def welcome(parts: Parts, hello: Hello, actor: Actor) -> Welcome:
+    """Answer a hello.
+
+    Raises:
+        Unsupported: The peer's version of the protocol is too old or too new.
+    """
+    if not can_talk(hello.version):
+        older = hello.version < OLDEST_VERSION
+        raise Unsupported(
+            f"protocol version {hello.version} is not spoken here; "
+            f"this host speaks {OLDEST_VERSION} to {PROTOCOL_VERSION}",
+            hint="upgrade this program" if older else "upgrade the host first, then the others",
+        )
+    return Welcome(
+        version=min(hello.version, PROTOCOL_VERSION),
+        cluster=parts.state.cluster,
+        role=actor.role,
+        user=actor.user,
+        agent=f"kohakud/{kohaku_daemon.version()}",
+        capabilities=CAPABILITIES,
+        keep_alive_s=parts.config.keep_alive_s,
+    )

@@ -1,0 +1,183 @@
+"""The host daemon: put the parts together, run them, stop in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from kohaku_daemon.clock import Clock, SystemClock
+from kohaku_daemon.core.access.tokens import TokenKind, make_token, token_digest, token_prefix
+from kohaku_daemon.core.cluster.engine import ClusterEngine, restore_engine
+from kohaku_daemon.core.cluster.events import Ticked
+from kohaku_daemon.core.cluster.fleet import Fleet
+from kohaku_daemon.core.cluster.records import PutDocument, TokenRecord
+from kohaku_daemon.core.cluster.state import ClusterState
+from kohaku_daemon.host.config import HostConfig
+from kohaku_daemon.host.gate import Gate
+from kohaku_daemon.host.links import Links
+from kohaku_daemon.host.loop import HostLoop
+from kohaku_daemon.host.metrics import CommitTimes
+from kohaku_daemon.host.parts import Parts
+from kohaku_daemon.host.relay import Relay
+from kohaku_daemon.host.subscriptions import Hub
+from kohaku_daemon.host.waiting import WaitingRoom
+from kohaku_daemon.host.web import listen, make_app
+from kohaku_daemon.host.world import Outside
+from kohaku_daemon.store.documents import Documents
+from kohaku_daemon.store.tasks import TaskStore
+from protocol.errors import Unavailable
+from protocol.ids import UserName
+from protocol.models.access import Role
+from protocol.snowflake import SnowflakeSource
+
+_log = logging.getLogger(__name__)
+
+ADMIN_TOKEN_FILE: Final = "admin.token"
+_TICK_S: Final = 1.0
+#: Seconds that open connections have to end when the host stops.
+_FAREWELL_S: Final = 2.0
+
+
+async def run_host(
+    config: HostConfig, *, stop: asyncio.Event, on_ready: Callable[[str], None]
+) -> None:
+    """Run until ``stop`` is set. ``on_ready`` gets the URL once clients can connect.
+
+    Raises:
+        KohakuError: A store cannot be opened, or the address cannot be listened on.
+    """
+    clock = SystemClock()
+    config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ids = SnowflakeSource(0)
+    ((cluster_id, _),) = ids.take(1, clock.now())
+    documents = Documents.open(config.data / "cluster.json", new_cluster=str(cluster_id))
+    store = TaskStore.open(
+        config.data / "tasks.sqlite",
+        synchronous="FULL" if config.synchronous == "full" else "NORMAL",
+    )
+    try:
+        commits = CommitTimes()
+        parts = _make_parts(config, clock, documents, store, commits)
+        await _serve(parts, commits, stop, on_ready)
+    finally:
+        store.close()
+
+
+def _make_parts(
+    config: HostConfig,
+    clock: Clock,
+    documents: Documents,
+    store: TaskStore,
+    commits: CommitTimes,
+) -> Parts:
+    now = clock.now()
+    _ensure_admin(documents, config.data / ADMIN_TOKEN_FILE, now)
+    book = documents.read()
+    state = ClusterState(cluster=book.cluster, fleet=Fleet(join_tokens=dict(book.join_tokens)))
+    state.fleet.load(book.nodes.values(), now)
+    engine = ClusterEngine(
+        state,
+        SnowflakeSource(0, store.highest_id()),
+        last_event=store.last_event_id(),
+        heartbeat_s=config.heartbeat_s,
+        lost_after_s=config.lost_after_s,
+    )
+    live = list(store.live_tasks())
+    restore_engine(engine, store.batches({task.batch for task in live}).values(), live)
+    hub = Hub(secrets.token_hex(8))
+    links = Links()
+    waiting = WaitingRoom()
+    world = Outside(state, links, hub, waiting)
+    loop = HostLoop(engine, store, documents, world, clock, on_commit=commits.observe)
+    return Parts(
+        config=config,
+        clock=clock,
+        engine=engine,
+        store=store,
+        loop=loop,
+        hub=hub,
+        waiting=waiting,
+        links=links,
+        gate=Gate(state, book.tokens.values(), clock),
+        relay=Relay(state, store, links, waiting, clock),
+        started_at=now,
+    )
+
+
+async def _serve(
+    parts: Parts, commits: CommitTimes, stop: asyncio.Event, on_ready: Callable[[str], None]
+) -> None:
+    config = parts.config
+    runner = web.AppRunner(make_app(parts, commits), access_log=None, shutdown_timeout=_FAREWELL_S)
+    await runner.setup()
+    try:
+        server, port = await listen(
+            runner,
+            config.listen,
+            config.port,
+            most_per_address=config.max_connections_per_address,
+        )
+    except OSError as error:
+        await runner.cleanup()
+        raise Unavailable(
+            f"cannot listen on {config.listen}:{config.port}: {error.strerror}",
+            hint="stop what uses it, or choose another port: --listen ADDRESS:PORT",
+        ) from error
+    async with asyncio.TaskGroup() as jobs:
+        committing = jobs.create_task(parts.loop.run(), name="commit")
+        ticking = jobs.create_task(_tick(parts), name="tick")
+        _log.info("cluster %s: %d live tasks", parts.state.cluster, len(parts.state.tasks))
+        on_ready(f"http://{_printable(config.listen)}:{port}")
+        await stop.wait()
+        _log.info("stopping; tasks go on")
+        server.close()
+        ticking.cancel()
+        await runner.cleanup()
+        committing.cancel()
+
+
+async def _tick(parts: Parts) -> None:
+    while True:
+        await asyncio.sleep(_TICK_S)
+        parts.loop.tell(Ticked())
+
+
+def _ensure_admin(documents: Documents, path: Path, now: float) -> None:
+    """Make the first admin's token at the first start. It is in its file and nowhere else.
+
+    The file is written before its digest is stored: a crash in between makes a new one.
+    """
+    if documents.read().tokens:
+        return
+    token = make_token(TokenKind.API, secrets.token_bytes(32))
+    path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with open(os.open(path, flags, 0o600), "w") as file:
+        file.write(token + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    record = TokenRecord(
+        digest=token_digest(token),
+        prefix=token_prefix(token),
+        user=UserName("admin"),
+        role=Role.ADMIN,
+        created_at=now,
+    )
+    documents.apply([PutDocument(record)])
+    _log.info("the first admin's token is in %s", path)
+
+
+def _printable(address: str) -> str:
+    """Give the address as this machine's own programs reach it, as part of a URL."""
+    if address in {"0.0.0.0", ""}:
+        return "127.0.0.1"
+    if address == "::":
+        return "[::1]"
+    return f"[{address}]" if ":" in address else address

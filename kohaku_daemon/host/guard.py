@@ -1,0 +1,99 @@
+"""What stands before aiohttp on every connection: a deadline for headers, a cap per address.
+
+aiohttp's server keeps a silent or half-spoken connection for ever (measured with 3.14) and
+counts none. Only asyncio's public protocol interface is used, so it survives upgrades.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Final, cast
+
+#: Seconds for the whole request header. Nomad gives a handshake 5 s; a slow line gets more.
+HEADER_DEADLINE_S: Final = 10.0
+#: aiohttp refuses larger headers itself; this bounds what is looked through for their end.
+_END_OF_HEADER: Final = b"\r\n\r\n"
+
+
+class Census:
+    """How many connections each address holds."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open = Counter[str]()
+
+    def enter(self, address: str) -> bool:
+        """Count a connection, unless the address has its share."""
+        if self._open[address] >= self._most:
+            return False
+        self._open[address] += 1
+        return True
+
+    def leave(self, address: str) -> None:
+        """Count a connection no more."""
+        self._open[address] -= 1
+        if not self._open[address]:
+            del self._open[address]
+
+
+class GuardedConnection(asyncio.Protocol):
+    """Passes everything on to aiohttp's protocol, once it has been let in."""
+
+    def __init__(self, make_inner: Callable[[], asyncio.Protocol], census: Census) -> None:
+        self._make_inner = make_inner
+        self._census = census
+        self._inner: asyncio.Protocol | None = None
+        self._address = ""
+        self._tail = b""
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Let a connection in, or drop it."""
+        peer = transport.get_extra_info("peername")
+        self._address = peer[0] if peer else ""
+        if not self._census.enter(self._address):
+            cast("asyncio.Transport", transport).abort()
+            return
+        loop = asyncio.get_running_loop()
+        abort = cast("asyncio.Transport", transport).abort
+        self._deadline = loop.call_later(HEADER_DEADLINE_S, abort)
+        self._inner = self._make_inner()
+        self._inner.connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note the end."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self._inner is not None:
+            self._census.leave(self._address)
+            self._inner.connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Pass bytes on; the end of the header ends the deadline."""
+        if self._inner is None:
+            return
+        if self._deadline is not None:
+            seen = self._tail + data
+            if _END_OF_HEADER in seen:
+                self._deadline.cancel()
+                self._deadline = None
+                self._tail = b""
+            else:
+                self._tail = seen[-3:]
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        """Pass it on."""
+        return self._inner.eof_received() if self._inner is not None else None
+
+    def pause_writing(self) -> None:
+        """Pass it on."""
+        if self._inner is not None:
+            self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Pass it on."""
+        if self._inner is not None:
+            self._inner.resume_writing()

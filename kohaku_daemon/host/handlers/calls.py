@@ -1,0 +1,38 @@
+"""Which handler answers which method of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from kohaku_daemon.host.handlers import cluster, node, task
+from kohaku_daemon.host.parts import Call
+from protocol import methods
+from protocol.methods import Method
+
+Handler = Callable[[Call, Any], Awaitable[Any]]
+
+#: Every method that clients call and that answers once. ``watch`` streams.
+CALLS: Final[Mapping[Method[Any, Any], Handler]] = {
+    methods.WHOAMI: cluster.whoami,
+    methods.STATUS: cluster.status,
+    methods.EVENT_LIST: cluster.list_events,
+    methods.TASK_SUBMIT: task.submit,
+    methods.TASK_LIST: task.list_tasks,
+    methods.TASK_SHOW: task.show,
+    methods.TASK_EXPLAIN: task.explain,
+    methods.TASK_WAIT: task.wait,
+    methods.TASK_KILL: task.kill,
+    methods.TASK_PAUSE: task.pause,
+    methods.TASK_RESUME: task.resume,
+    methods.TASK_LOGS: task.logs,
+    methods.BATCH_LIST: task.list_batches,
+    methods.BATCH_SHOW: task.show_batch,
+    methods.NODE_LIST: node.list_nodes,
+    methods.NODE_SHOW: node.show,
+    methods.NODE_DRAIN: node.drain,
+    methods.NODE_UNDRAIN: node.undrain,
+    methods.NODE_LABEL: node.label,
+    methods.NODE_REMOVE: node.remove,
+    methods.NODE_JOIN_TOKEN: node.join_token,
+}

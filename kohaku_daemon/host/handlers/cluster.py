@@ -1,0 +1,65 @@
+"""The cluster as a whole: who one is, how it is, its diary."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec.structs import replace
+
+import kohaku_daemon
+from kohaku_daemon.core.cluster.records import EventRecord
+from kohaku_daemon.core.cluster.views import view_status
+from kohaku_daemon.host.handlers.rows import fit
+from kohaku_daemon.host.parts import Call
+from protocol.messages.cluster import Event, EventPage, GetStatus, ListEvents, Status
+from protocol.messages.hello import Identity, WhoAmI
+
+#: Seconds back that ended tasks are counted in the status.
+_LATELY_S: Final = 3600.0
+_LARGEST_PAGE: Final = 500
+
+
+async def whoami(call: Call, params: WhoAmI) -> Identity:
+    """Say who one is."""
+    actor = call.actor
+    return Identity(actor.user, actor.role, actor.token, call.parts.state.cluster)
+
+
+async def status(call: Call, params: GetStatus) -> Status:
+    """Say how the cluster is."""
+    parts = call.parts
+    ended = parts.store.recent_counts(parts.clock.now() - _LATELY_S)
+    shown = view_status(
+        parts.state,
+        kohaku_daemon.version(),
+        parts.started_at,
+        {str(state): count for state, count in ended.items()},
+    )
+    if parts.loop.trouble:
+        return replace(
+            shown, problems=(f"nothing can be stored: {parts.loop.trouble}", *shown.problems)
+        )
+    return shown
+
+
+async def list_events(call: Call, params: ListEvents) -> EventPage:
+    """Give a page of the diary."""
+    limit = min(max(params.limit, 1), _LARGEST_PAGE)
+    await call.parts.loop.settled()
+    records = call.parts.store.events(before=params.before, limit=limit + 1)
+    events = [show_event(record) for record in records[:limit]]
+    count = fit(events)
+    return EventPage(tuple(events[:count]), more=count < len(records))
+
+
+def show_event(record: EventRecord) -> Event:
+    """Show a line of the diary."""
+    return Event(
+        id=record.id,
+        at=record.at,
+        kind=record.kind,
+        text=record.text,
+        node=record.node,
+        task=record.task,
+        actor=record.actor,
+    )

@@ -1,0 +1,188 @@
+"""Tasks and batches: submitting, reading, waiting, steering."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final, cast
+
+import msgspec
+from msgspec.structs import replace
+
+from kohaku_daemon.core.access.permissions import may_see_contents
+from kohaku_daemon.core.cluster.events import SteerAsked, SubmitAsked, Verb
+from kohaku_daemon.core.cluster.views import describe, explain_task, redact_task, view_task
+from kohaku_daemon.host.handlers.rows import (
+    batch_records,
+    brief_rows,
+    fit,
+    known_batch,
+    stored_task,
+)
+from kohaku_daemon.host.parts import Call, Parts
+from protocol.errors import BadRequest, Forbidden, NotFound
+from protocol.ids import BatchId, TaskId
+from protocol.messages.stream import OpenLogs, Ticket
+from protocol.messages.task import (
+    BatchPage,
+    BatchResult,
+    ExplainResult,
+    ListBatches,
+    ListTasks,
+    OneBatch,
+    OneTask,
+    SteerResult,
+    SteerTasks,
+    SubmitTask,
+    Submitted,
+    TaskPage,
+    TaskResult,
+    WaitResult,
+    WaitTasks,
+)
+from protocol.models.task import Explanation, TaskState
+
+_LARGEST_PAGE: Final = 500
+_MOST_NAMES: Final = 1000
+_LONGEST_HOLD_S: Final = 60.0
+
+
+async def submit(call: Call, params: SubmitTask) -> Submitted:
+    """Make tasks."""
+    user = call.actor.user
+    earlier = None
+    if (user, params.request_id) not in call.parts.state.by_request:
+        earlier = call.parts.store.by_request(user, params.request_id)
+    digest = hashlib.sha3_256(msgspec.msgpack.encode(replace(params, request_id=""))).digest()
+    return cast("Submitted", await call.ask(SubmitAsked(call.actor, params, digest, earlier)))
+
+
+async def list_tasks(call: Call, params: ListTasks) -> TaskPage:
+    """Give a page of tasks."""
+    limit = min(max(params.limit, 1), _LARGEST_PAGE)
+    await call.parts.loop.settled()
+    records = call.parts.store.page(
+        states=params.states,
+        batch=params.batch,
+        node=params.node,
+        owner=params.owner,
+        before=params.before,
+        limit=limit + 1,
+    )
+    rows = brief_rows(call.parts, call.actor, records[:limit])
+    count = fit(rows)
+    return TaskPage(tuple(rows[:count]), more=count < len(records))
+
+
+async def show(call: Call, params: OneTask) -> TaskResult:
+    """Give one task with its history."""
+    record = await stored_task(call.parts, params.task)
+    batch = batch_records(call.parts, [record.batch])[record.batch]
+    return TaskResult(redact_task(view_task(record, batch, history=True), call.actor))
+
+
+async def explain(call: Call, params: OneTask) -> ExplainResult:
+    """Say why a task is where it is."""
+    live = call.parts.state.tasks.get(params.task)
+    if live is not None:
+        return ExplainResult(explain_task(call.parts.state, live))
+    record = await stored_task(call.parts, params.task)
+    batch = batch_records(call.parts, [record.batch])[record.batch]
+    return ExplainResult(Explanation(record.id, record.state, describe(record, batch.spec)))
+
+
+async def wait(call: Call, params: WaitTasks) -> WaitResult:
+    """Answer when tasks are over, or when the time to hold the answer is up."""
+    parts = call.parts
+    ids = await _named(call, params.tasks, params.batch)
+    unknown = [task for task in ids if task not in parts.state.tasks]
+    if params.batch is None:
+        await _check_known(parts, unknown)
+    live = [task for task in ids if _is_awaited(parts, task)]
+    hold_s = min(max(params.hold_s, 0.0), _LONGEST_HOLD_S)
+    left = await parts.waiting.wait(live, hold_s)
+    if not left:
+        await parts.loop.settled()
+    return WaitResult(done=not left, left=left)
+
+
+async def kill(call: Call, params: SteerTasks) -> SteerResult:
+    """End tasks."""
+    return await _steer(call, params, Verb.KILL)
+
+
+async def pause(call: Call, params: SteerTasks) -> SteerResult:
+    """Hold tasks still."""
+    return await _steer(call, params, Verb.PAUSE)
+
+
+async def resume(call: Call, params: SteerTasks) -> SteerResult:
+    """Let tasks go on."""
+    return await _steer(call, params, Verb.RESUME)
+
+
+async def logs(call: Call, params: OpenLogs) -> Ticket:
+    """Give a ticket to read a task's output."""
+    record = await stored_task(call.parts, params.task)
+    if not may_see_contents(call.actor, record.owner):
+        raise Forbidden(f"task {record.id} belongs to somebody else")
+    if params.attempt is not None and not 1 <= params.attempt <= record.attempt:
+        raise NotFound(f"task {record.id} has no attempt {params.attempt}")
+    return call.parts.relay.ticket(params)
+
+
+async def list_batches(call: Call, params: ListBatches) -> BatchPage:
+    """Give a page of batches."""
+    limit = min(max(params.limit, 1), _LARGEST_PAGE)
+    await call.parts.loop.settled()
+    batches = call.parts.store.batch_page(owner=params.owner, before=params.before, limit=limit + 1)
+    count = min(fit(batches), limit)
+    return BatchPage(tuple(batches[:count]), more=count < len(batches))
+
+
+async def show_batch(call: Call, params: OneBatch) -> BatchResult:
+    """Give one batch."""
+    await call.parts.loop.settled()
+    batch = call.parts.store.batch_summary(params.batch)
+    if batch is None:
+        raise NotFound(f"there is no batch {params.batch}", hint="see: kohaku batch list")
+    return BatchResult(batch)
+
+
+async def _steer(call: Call, params: SteerTasks, verb: Verb) -> SteerResult:
+    parts = call.parts
+    ids = await _named(call, params.tasks, params.batch)
+    if params.batch is not None:
+        ids = tuple(task for task in ids if task in parts.state.tasks)
+    else:
+        await parts.loop.settled()
+    ended: dict[TaskId, TaskState] = {}
+    for task in ids:
+        if task not in parts.state.tasks and (record := parts.store.task(task)) is not None:
+            ended[task] = record.state
+    return cast("SteerResult", await call.ask(SteerAsked(call.actor, verb, ids, ended)))
+
+
+async def _named(
+    call: Call, tasks: tuple[TaskId, ...], batch: BatchId | None
+) -> tuple[TaskId, ...]:
+    """Give the tasks a request names, by themselves or by their batch."""
+    if (batch is None) == (not tasks):
+        raise BadRequest("name either tasks or a batch")
+    if len(tasks) > _MOST_NAMES:
+        raise BadRequest(f"{len(tasks)} tasks are named; at most {_MOST_NAMES} in one call")
+    if batch is None:
+        return tasks
+    record = await known_batch(call.parts, batch)
+    return tuple(
+        TaskId(task) for first, count in record.runs for task in range(first, first + count)
+    )
+
+
+async def _check_known(parts: Parts, tasks: list[TaskId]) -> None:
+    for task in tasks:
+        await stored_task(parts, task)
+
+
+def _is_awaited(parts: Parts, task: TaskId) -> bool:
+    live = parts.state.tasks.get(task)
+    return live is not None and not live.state.is_over

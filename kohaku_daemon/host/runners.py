@@ -1,0 +1,212 @@
+"""Runners at the door /v1/runner: joining, registering, taking orders, reporting.
+
+Knows: one link a node, and when a second one is a stranger with a copied credential.
+Does not know: what reports mean; they go to the engine as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from kohaku_daemon.core.access.permissions import Actor
+from kohaku_daemon.core.access.tokens import TokenKind, is_token, token_digest
+from kohaku_daemon.core.cluster.events import (
+    JoinAsked,
+    RunnerBeat,
+    RunnerGone,
+    RunnerRegistered,
+    RunnerReported,
+)
+from kohaku_daemon.host.clients import welcome
+from kohaku_daemon.host.links import RunnerLink
+from kohaku_daemon.host.parts import Parts
+from kohaku_daemon.supervise import spawn
+from kohaku_daemon.wire import ItemSink, Served
+from protocol.errors import BadRequest, Conflict, Unauthenticated
+from protocol.ids import NodeName, TaskId, UserName
+from protocol.messages.hello import Hello, Welcome
+from protocol.messages.runner import (
+    AttemptReport,
+    HeartbeatTaken,
+    Join,
+    Joined,
+    Register,
+    Registered,
+    Report,
+    Reported,
+)
+from protocol.methods import RUNNER_JOIN, Method, StreamingMethod
+from protocol.models.access import Role
+from protocol.models.node import Readings
+from protocol.session import CloseCode
+
+#: A link that was heard within so many heartbeats is alive, and a second one is refused.
+_ALIVE_HEARTBEATS: Final = 3
+
+
+@dataclass(slots=True)
+class _Visitor:
+    """A connection of a runner, and how far it has come."""
+
+    #: Known once it has shown its credential.
+    node: NodeName | None = None
+    #: Set once it has registered.
+    link: RunnerLink | None = None
+    #: Attempts of registrations that said more would follow.
+    said: tuple[AttemptReport, ...] = ()
+
+
+class RunnerDoor:
+    """Answers runners."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def hello(self, served: Served, params: Hello) -> Welcome:
+        """Let a runner in: as a node by its credential, or to join."""
+        visitor = _Visitor()
+        if params.token:
+            visitor.node = self._parts.gate.node(params.token)
+        served.actor = visitor
+        actor = Actor(UserName(visitor.node or ""), Role.ANONY, address=served.address)
+        return welcome(self._parts, params, actor)
+
+    async def call(
+        self, served: Served, method: Method[Any, Any], params: msgspec.Struct
+    ) -> msgspec.Struct:
+        """Answer a call."""
+        visitor = _visitor(served)
+        match params:
+            case Join():
+                return await self._join(served, visitor, params)
+            case Register():
+                return await self._register(served, visitor, params)
+            case Report(reports):
+                link = _link(visitor, method)
+                await self._parts.loop.ask(RunnerReported(link.node, reports))
+                return Reported()
+            case Readings():
+                link = _link(visitor, method)
+                link.heard_at = asyncio.get_running_loop().time()
+                self._parts.loop.tell(RunnerBeat(link.node, params))
+                return HeartbeatTaken()
+            case _:
+                raise BadRequest(f"{method.name} is not answered here")
+
+    async def stream(
+        self,
+        served: Served,
+        method: StreamingMethod[Any, Any, Any],
+        params: msgspec.Struct,
+        sink: ItemSink,
+    ) -> msgspec.Struct:
+        """Answer a streaming call: there is one for runners, ``runner.orders``."""
+        link = _link(_visitor(served), method)
+        await link.pass_orders(sink)
+        raise AssertionError("orders end with their link")
+
+    def closed(self, served: Served) -> None:
+        """Note that a runner's connection has ended."""
+        visitor = served.actor
+        if isinstance(visitor, _Visitor) and visitor.link is not None:
+            link = visitor.link
+            visitor.link = None
+            if self._parts.links.drop(link):
+                self._parts.loop.tell(RunnerGone(link.node, "its connection closed"))
+
+    async def _join(self, served: Served, visitor: _Visitor, params: Join) -> Joined:
+        if visitor.node is not None:
+            raise Conflict(f"this runner is node {visitor.node} already")
+        if not is_token(TokenKind.RUNNER, params.credential):
+            raise BadRequest("credential must be khr_ and 64 hexadecimal digits")
+        event = JoinAsked(
+            token_digest=token_digest(params.token),
+            node=params.node,
+            credential_digest=token_digest(params.credential),
+            labels=params.labels,
+            address=served.address,
+        )
+        actor = Actor(UserName(f"runner {params.node}"), Role.ANONY, address=served.address)
+        audit = self._parts.gate.audit(actor, RUNNER_JOIN, params)
+        await self._parts.loop.ask(event, audit)
+        visitor.node = NodeName(params.node)
+        return Joined(visitor.node, self._parts.state.cluster)
+
+    async def _register(self, served: Served, visitor: _Visitor, params: Register) -> Registered:
+        name = _node(visitor)
+        if params.node and params.node != name:
+            raise Conflict(
+                f"this runner calls itself {params.node}, and its credential is node {name}'s",
+                hint=f"set its name to {name}, or give it an empty data folder to join anew",
+            )
+        heartbeat_s = self._parts.config.heartbeat_s
+        visitor.said += params.attempts
+        if params.more:
+            return Registered(name, heartbeat_s)
+        attempts, visitor.said = visitor.said, ()
+        link = visitor.link or RunnerLink(name, served)
+        self._refuse_second(name, params.instance, link)
+        link.instance = params.instance
+        link.heard_at = asyncio.get_running_loop().time()
+        visitor.link = link
+        before = self._parts.links.put(link)
+        if before is not None:
+            reason = "the same runner has connected again"
+            spawn(before.served.close(CloseCode.NORMAL, reason), name=f"close {name}'s old link")
+        ended = self._ended(attempts)
+        event = RunnerRegistered(name, served.address, params.inventory, attempts, ended)
+        await self._parts.loop.ask(event)
+        return Registered(name, heartbeat_s)
+
+    def _refuse_second(self, name: NodeName, instance: str, link: RunnerLink) -> None:
+        """Refuse a second runner with one credential, as after copying a data folder.
+
+        A runner that restarted is told apart by its old link's silence: what was killed does
+        not send heartbeats.
+        """
+        there = self._parts.links.get(name)
+        if there is None or there is link or there.instance == instance:
+            return
+        silent_s = asyncio.get_running_loop().time() - there.heard_at
+        if silent_s < _ALIVE_HEARTBEATS * self._parts.config.heartbeat_s:
+            raise Conflict(
+                f"node {name} is connected already, from {there.served.address}",
+                hint="if this is a copy of its data folder, empty it and let the runner join "
+                "under a name of its own",
+            )
+
+    def _ended(self, attempts: tuple[AttemptReport, ...]) -> frozenset[TaskId]:
+        """Give those of the attempts' tasks that the books have as ended."""
+        live = self._parts.state.tasks
+        ended = set()
+        for report in attempts:
+            if report.task not in live:
+                record = self._parts.store.task(report.task)
+                if record is not None and record.state.is_final:
+                    ended.add(report.task)
+        return frozenset(ended)
+
+
+def _visitor(served: Served) -> _Visitor:
+    assert isinstance(served.actor, _Visitor), "hello comes first"
+    return served.actor
+
+
+def _node(visitor: _Visitor) -> NodeName:
+    if visitor.node is None:
+        raise Unauthenticated(
+            "this runner has not shown a credential",
+            hint="say hello with one, or join with a token from: kohaku node join-token",
+        )
+    return visitor.node
+
+
+def _link(visitor: _Visitor, method: Method[Any, Any]) -> RunnerLink:
+    _node(visitor)
+    if visitor.link is None:
+        raise Conflict(f"{method.name} comes after runner.register")
+    return visitor.link

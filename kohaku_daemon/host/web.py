@@ -1,0 +1,148 @@
+"""The host's HTTP side: its routes, and who may use which.
+
+``/healthz`` and ``/readyz`` are for anybody, ``/metrics`` for an API token, ``/v1/ws`` and
+``/v1/runner`` ask who is there in their first message, data connections need a ticket or a
+credential. Everything else is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Final, cast
+
+from aiohttp import web
+
+from kohaku_daemon.host.clients import ClientDoor
+from kohaku_daemon.host.gate import bearer
+from kohaku_daemon.host.guard import Census, GuardedConnection
+from kohaku_daemon.host.metrics import CommitTimes, render_metrics
+from kohaku_daemon.host.parts import Parts
+from kohaku_daemon.host.runners import RunnerDoor
+from kohaku_daemon.wire import Served
+from protocol.errors import Forbidden, KohakuError, Unauthenticated
+from protocol.methods import Door
+from protocol.models.access import Role
+
+_log = logging.getLogger(__name__)
+
+_STATUS: Final[dict[type[KohakuError], int]] = {Unauthenticated: 401, Forbidden: 403}
+
+#: Nobody sends us a body.
+_LARGEST_BODY: Final = 1024
+_BACKLOG: Final = 1024
+
+
+def make_app(parts: Parts, commits: CommitTimes) -> web.Application:
+    """Make the application."""
+    app = web.Application(client_max_size=_LARGEST_BODY, middlewares=[_refusals])
+    routes = _Routes(parts, commits)
+    app.add_routes(
+        [
+            web.get("/healthz", routes.health),
+            web.get("/readyz", routes.ready),
+            web.get("/metrics", routes.metrics),
+            web.get("/v1/ws", routes.client),
+            web.get("/v1/runner", routes.runner),
+            web.get("/v1/stream/logs", routes.logs),
+            web.get("/v1/runner/stream/{stream}", routes.runner_stream),
+        ]
+    )
+    return app
+
+
+class _Routes:
+    """One method a route."""
+
+    def __init__(self, parts: Parts, commits: CommitTimes) -> None:
+        self._parts = parts
+        self._commits = commits
+        self._clients = ClientDoor(parts)
+        self._runners = RunnerDoor(parts)
+
+    async def health(self, request: web.Request) -> web.StreamResponse:
+        """The process answers."""
+        return web.Response(text="ok\n")
+
+    async def ready(self, request: web.Request) -> web.StreamResponse:
+        """It can do its work."""
+        if self._parts.loop.trouble:
+            return web.Response(status=503, text="nothing can be stored\n")
+        return web.Response(text="ready\n")
+
+    async def metrics(self, request: web.Request) -> web.StreamResponse:
+        """Numbers for Prometheus."""
+        actor = self._parts.gate.actor(_token(request), request.remote or "")
+        if not actor.role.reaches(Role.VIEWER):
+            raise Unauthenticated("metrics need an API token")
+        text, kind = render_metrics(self._parts, self._commits)
+        return web.Response(body=text, headers={"Content-Type": kind})
+
+    async def client(self, request: web.Request) -> web.StreamResponse:
+        """Control connection of a client."""
+        keep_alive_s = self._parts.config.keep_alive_s
+        return await Served(request, self._clients, keep_alive_s=keep_alive_s).run()
+
+    async def runner(self, request: web.Request) -> web.StreamResponse:
+        """Link of a runner."""
+        keep_alive_s = self._parts.config.keep_alive_s
+        served = Served(request, self._runners, door=Door.RUNNER, keep_alive_s=keep_alive_s)
+        try:
+            return await served.run()
+        finally:
+            self._runners.closed(served)
+
+    async def logs(self, request: web.Request) -> web.StreamResponse:
+        """Data connection of a client."""
+        return await self._parts.relay.serve_client(request)
+
+    async def runner_stream(self, request: web.Request) -> web.StreamResponse:
+        """Data connection of a runner."""
+        node = self._parts.gate.node(_token(request))
+        return await self._parts.relay.serve_runner(request, node)
+
+
+@web.middleware
+async def _refusals(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Answer refusals as text; keep nobody's plain connection open.
+
+    A stranger is told 401 for every path but those for anybody, whether or not it exists.
+    """
+    try:
+        if request.match_info.http_exception is not None and not _token(request):
+            raise Unauthenticated(f"{request.path} needs an API token")
+        response = await handler(request)
+    except KohakuError as error:
+        status = _STATUS.get(type(error), 400)
+        response = web.Response(status=status, text=f"{error.code}: {error.message}\n")
+    except web.HTTPException as error:
+        response = web.Response(status=error.status, text=error.text)
+    if not response.prepared:
+        response.force_close()
+    return response
+
+
+def _token(request: web.Request) -> str:
+    return bearer(request.headers.get("Authorization", ""))
+
+
+async def listen(
+    runner: web.AppRunner, address: str, port: int, *, most_per_address: int
+) -> tuple[asyncio.Server, int]:
+    """Listen, and give the server with the port it got.
+
+    Raises:
+        OSError: The address cannot be used, or the port is taken.
+    """
+    assert runner.server is not None, "the runner was set up"
+    make = cast("Callable[[], asyncio.Protocol]", runner.server)
+    census = Census(most_per_address)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: GuardedConnection(make, census), address, port, backlog=_BACKLOG
+    )
+    bound: socket.socket = server.sockets[0]
+    return server, int(bound.getsockname()[1])

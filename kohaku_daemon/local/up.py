@@ -1,0 +1,268 @@
+"""``kohakud up``: a whole cluster on this machine, or what is missing of it.
+
+Knows: the order of a start, and when each daemon is ready.
+Does not know: how a process is started or stopped (``daemons``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from kohaku_daemon.local import daemons
+from kohaku_daemon.local.address import Asked, choose_address, refuse_to_move
+from kohaku_daemon.local.daemons import Daemon
+from kohaku_daemon.local.door import enter, forget_url, save_context, url_of
+from kohaku_daemon.local.home import Home
+from kohaku_daemon.plaintext import is_loopback
+from protocol.client import Connection
+from protocol.errors import BadRequest, Conflict
+from protocol.messages.node import ListNodes, MakeJoinToken
+from protocol.methods import NODE_JOIN_TOKEN, NODE_LIST
+from protocol.models.node import NodeState
+
+T = TypeVar("T")
+
+#: Seconds for the host to be ready, and then for the runners to be online.
+_READY_S: Final = 30.0
+#: Seconds between two looks at what takes some tenths of a second.
+_LOOK_S: Final = 0.02
+#: More make no sense on one machine.
+_MOST_RUNNERS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the command line asks for; None for as last time."""
+
+    runners: int | None = None
+    backend: str | None = None
+    listen: Asked | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What is up."""
+
+    url: str
+    host: Daemon
+    runners: tuple[Daemon, ...]
+    #: Name of the context that people's commands use.
+    context_in_use: str
+
+
+def up(wanted: Wanted, *, detach: bool) -> int:
+    """Bring the cluster of this home up, say so, and stay until Ctrl-C unless ``detach``.
+
+    Gives the exit status.
+
+    Raises:
+        BadRequest: What is asked for, or a setting, makes no sense.
+        Conflict: The address is taken, or what runs was started otherwise.
+        StartFailed: A daemon did not become ready. What this call had started is stopped.
+    """
+    home = Home()
+    with home.turn():
+        cluster = asyncio.run(bring_up(home, wanted))
+    sys.stdout.write(_describe(home, cluster, detach=detach))
+    sys.stdout.flush()
+    return 0 if detach else asyncio.run(_stay(cluster))
+
+
+async def bring_up(home: Home, wanted: Wanted) -> Cluster:
+    """Start what is missing, and wait until all of it is ready. Raises as ``up``."""
+    before = home.recall()
+    count = before.runners if wanted.runners is None else wanted.runners
+    backend = before.backend if wanted.backend is None else wanted.backend
+    if not 0 <= count <= _MOST_RUNNERS:
+        raise BadRequest(f"{count} runners on one machine are not possible; 0 to 64 are")
+    host = daemons.host_of(home)
+    runners = [daemons.runner_of(home, f"node{number}") for number in range(1, count + 1)]
+    if backend != before.backend and any(runner.pid for runner in runners):
+        raise Conflict(
+            "the runners that are up were started with other backends",
+            hint="first: kohakud down",
+        )
+    try:
+        url = await _bring_up_host(home, host, wanted.listen)
+        home.remember(
+            msgspec.structs.replace(home.recall(), runners=count, backend=backend, tasks_left=True)
+        )
+        async with await enter(home.host) as connection:
+            in_use = save_context(connection, home.host)
+            await _bring_up_runners(home, connection, runners, backend)
+    except BaseException:
+        # No half a cluster stays behind a start that failed or that somebody gave up.
+        daemons.stop(daemon for daemon in (*runners, host) if daemon.was_started_here)
+        raise
+    return Cluster(url, host, tuple(runners), in_use)
+
+
+# --- the order of a start -------------------------------------------------------------------
+
+
+async def _bring_up_host(home: Home, host: Daemon, asked: Asked | None) -> str:
+    if host.pid is not None:
+        url = await _until(lambda: url_of(home.host), "is not ready", [host])
+        refuse_to_move(url, asked)
+        return url
+    address = choose_address(home.recall(), asked)
+    forget_url(home.host)
+    host.start("--listen", address.flag)
+    url = await _until(lambda: url_of(home.host), "is not ready", [host])
+    home.remember(address.kept_in(home.recall(), port=urlsplit(url).port or 0))
+    return url
+
+
+async def _bring_up_runners(
+    home: Home, connection: Connection, runners: list[Daemon], backend: str
+) -> None:
+    known = {node.name for node in (await connection.call(NODE_LIST, ListNodes())).nodes}
+    missing = [runner for runner in runners if runner.pid is None]
+    strangers = [runner for runner in missing if runner.name not in known]
+    flags = ["--host", connection.url]
+    if not is_loopback(urlsplit(connection.url).hostname or ""):
+        # The host accepted that risk, and what goes to its own machine meets no network.
+        flags.append("--insecure-plaintext")
+    if backend:
+        flags += ["--backend", backend]
+    token = home.root / "join.token"
+    try:
+        if strangers:
+            made = await connection.call(NODE_JOIN_TOKEN, MakeJoinToken(uses=len(strangers)))
+            _write_secret(token, made.token)
+        for runner in missing:
+            joins = ["--join-token-file", str(token)] if runner in strangers else []
+            runner.start(*flags, *joins)
+        await _until_online(connection, runners)
+    finally:
+        token.unlink(missing_ok=True)
+
+
+async def _until_online(connection: Connection, runners: list[Daemon]) -> None:
+    deadline = asyncio.get_running_loop().time() + _READY_S
+    while True:
+        nodes = (await connection.call(NODE_LIST, ListNodes())).nodes
+        online = {node.name for node in nodes if node.state is NodeState.ONLINE}
+        # Without its process a node is online only until the host has noticed.
+        late = [runner for runner in runners if runner.name not in online or not runner.pid]
+        if not late:
+            return
+        await _look_again(late, "is not online", deadline)
+
+
+async def _until(ask: Callable[[], T | None], complaint: str, late: list[Daemon]) -> T:
+    deadline = asyncio.get_running_loop().time() + _READY_S
+    while True:
+        found = ask()
+        if found is not None:
+            return found
+        await _look_again(late, complaint, deadline)
+
+
+async def _look_again(late: list[Daemon], complaint: str, deadline: float) -> None:
+    for daemon in late:
+        daemon.check()
+    if asyncio.get_running_loop().time() > deadline:
+        raise late[0].failure(f"{complaint} after {_READY_S:g} s")
+    await asyncio.sleep(_LOOK_S)
+
+
+def _write_secret(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="ascii") as file:
+        file.write(text)
+
+
+# --- staying --------------------------------------------------------------------------------
+
+
+async def _stay(cluster: Cluster) -> int:
+    """Wait for Ctrl-C and stop the daemons, or for their end by other hands."""
+    loop = asyncio.get_running_loop()
+    news: asyncio.Queue[Daemon | None] = asyncio.Queue()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, news.put_nowait, None)
+    left = {daemon for daemon in (cluster.host, *cluster.runners) if _watch(daemon, news)}
+    failed = False
+    while left:
+        daemon = await news.get()
+        if daemon is None:
+            _say("stopping the daemons; tasks go on")
+            daemons.stop(cluster.runners)
+            daemons.stop([cluster.host])
+            break
+        left.discard(daemon)
+        failed |= _tell_end(daemon)
+    _say("all daemons have stopped; kohakud up brings them back")
+    return 1 if failed else 0
+
+
+def _watch(daemon: Daemon, news: asyncio.Queue[Daemon | None]) -> bool:
+    loop = asyncio.get_running_loop()
+    pid = daemon.pid
+    if pid is None:
+        return False
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+
+    def ended() -> None:
+        loop.remove_reader(fd)
+        os.close(fd)
+        news.put_nowait(daemon)
+
+    loop.add_reader(fd, ended)
+    return True
+
+
+def _tell_end(daemon: Daemon) -> bool:
+    """Say that a daemon has ended, and whether it failed."""
+    status = daemon.status()
+    if not status:
+        _say(f"{daemon.name} has stopped")
+        return False
+    _say(daemon.failure(f"ended with status {status}").message)
+    return True
+
+
+# --- words ----------------------------------------------------------------------------------
+
+
+def _describe(home: Home, cluster: Cluster, *, detach: bool) -> str:
+    lines = [f"the cluster is up: {cluster.url}"]
+    lines += _table(
+        [("host", cluster.host), *((runner.name, runner) for runner in cluster.runners)]
+    )
+    lines.append(f"what they say is in {home.logs}")
+    if cluster.context_in_use != "local":
+        lines.append(
+            f"commands go to the context {cluster.context_in_use}; for this cluster: "
+            "kohaku context use local"
+        )
+    lines += [
+        "",
+        "try:   kohaku status",
+        "       kohaku task submit --follow -- echo hello",
+        f"stop:  {'kohakud down' if detach else 'Ctrl-C'}; tasks go on",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: Iterable[tuple[str, Daemon]]) -> list[str]:
+    return [f"  {name:<8} process {daemon.pid}" for name, daemon in rows]
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")

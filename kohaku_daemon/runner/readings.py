@@ -1,0 +1,107 @@
+"""Reads the machine and what runs on it, again and again.
+
+Knows: how often, in which thread, how much at once.
+Does not know: how anything is read (``probe``, the backends), whom it is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, NoReturn
+
+from kohaku_daemon.backends.base import Backend
+from kohaku_daemon.core.node.records import LaunchRecord
+from kohaku_daemon.probe.prober import Prober
+from protocol.models.node import BackendInfo, Inventory, Readings, TaskReading
+from protocol.version import SOFTWARE_VERSION
+
+_log = logging.getLogger(__name__)
+
+_PERIOD_S: Final = 2.0
+#: Launches read at once, and seconds one may take.
+_AT_ONCE: Final = 16
+_LONGEST_S: Final = 5.0
+#: Launches in one heartbeat: some 60 bytes each, in a message of at most 256 KiB.
+_MOST_TASKS: Final = 2000
+
+
+class Instruments:
+    """What is known of this node."""
+
+    def __init__(
+        self,
+        prober: Prober,
+        backends: Mapping[str, Backend],
+        infos: Iterable[BackendInfo],
+        default_backend: str,
+        live: Callable[[], list[LaunchRecord]],
+    ) -> None:
+        self._prober = prober
+        self._backends = backends
+        self._infos = tuple(infos)
+        self._default_backend = default_backend
+        self._live = live
+        # One thread: the prober is used by one at a time, and a disk that hangs must not
+        # hold up those who use the shared pool.
+        self._thread = ThreadPoolExecutor(1, "probe")
+        self._at_once = asyncio.Semaphore(_AT_ONCE)
+        #: Launches whose reading has failed in a way that was logged.
+        self._failed: set[str] = set()
+        #: As of the last time; a heartbeat says how old it is.
+        self.latest = Readings()
+
+    async def inventory(self) -> Inventory:
+        """Describe the machine as it is now.
+
+        Raises:
+            BadRequest: The configuration offers cores that this process may not use.
+        """
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread,
+            self._prober.inventory,
+            self._infos,
+            self._default_backend,
+            SOFTWARE_VERSION,
+        )
+
+    async def run(self) -> NoReturn:
+        """Read until cancelled."""
+        while True:
+            await self.read()
+            await asyncio.sleep(_PERIOD_S)
+
+    async def read(self) -> None:
+        """Read everything once."""
+        records = self._live()[:_MOST_TASKS]
+        found = await asyncio.gather(*map(self._read_launch, records))
+        self._failed &= {record.key for record in records}
+        tasks = tuple(reading for reading in found if reading is not None)
+        loop = asyncio.get_running_loop()
+        try:
+            self.latest = await loop.run_in_executor(self._thread, self._prober.read, tasks)
+        except OSError as error:
+            _log.warning("cannot read the machine: %s", error)
+
+    def close(self) -> None:
+        """Let go of the machine. Does not wait for a reading that hangs."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._prober.close()
+
+    async def _read_launch(self, record: LaunchRecord) -> TaskReading | None:
+        handle = record.handle
+        backend = self._backends.get(handle.backend) if handle is not None else None
+        if handle is None or backend is None:
+            return None
+        try:
+            async with self._at_once, asyncio.timeout(_LONGEST_S):
+                return await backend.read(handle)
+        except Exception as error:
+            # A task without figures is a small loss, and every two seconds is often enough
+            # to say so only once.
+            if record.key not in self._failed:
+                self._failed.add(record.key)
+                _log.warning("cannot read a launch", exc_info=error, extra={"launch": record.key})
+            return None

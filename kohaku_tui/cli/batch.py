@@ -1,0 +1,132 @@
+"""``kohaku batch``: tasks that were submitted together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from kohaku_tui.cli import output
+from kohaku_tui.cli.options import (
+    AsJson,
+    Everything,
+    Limit,
+    OnContext,
+    OneBatchId,
+    Timeout,
+    batch_id,
+)
+from kohaku_tui.cli.output import Column
+from kohaku_tui.cli.reach import ask_cluster
+from kohaku_tui.cli.task import tell_steered
+from kohaku_tui.cli.task_view import TASK_COLUMNS, task_row
+from kohaku_tui.cli.wait import wait_and_exit
+from kohaku_tui.document import to_document
+from kohaku_tui.format import age, counts_text, moment
+from protocol.messages.task import BatchPage, ListBatches, OneBatch
+from protocol.methods import BATCH_LIST, BATCH_SHOW
+from protocol.models.task import Batch, Task
+
+if TYPE_CHECKING:
+    from protocol.client import Cluster
+
+#: What one answer of the host may hold.
+_PAGE: Final = 500
+
+_COLUMNS: Final = (
+    Column("ID"),
+    Column("TASKS", right=True),
+    Column("OWNER", yields=True),
+    Column("AGE", right=True),
+    Column("NAME", yields=True),
+    Column("STATES", yields=True),
+)
+
+
+def list_batches(
+    owner: Annotated[str, typer.Option("--owner", metavar="USER", help="Only theirs.")] = "",
+    limit: Limit = 50,
+    *,
+    everything: Everything = False,
+    as_json: AsJson = False,
+    context: OnContext = "",
+) -> None:
+    """List batches, newest first."""
+    most = None if everything else limit
+    page = ask_cluster(context, lambda cluster: _gather(cluster, owner, most))
+    if as_json:
+        output.print_document(to_document(page))
+        return
+    now = output.now()
+    output.print_table(_COLUMNS, (_row(batch, now) for batch in page.batches))
+    if page.more and output.talks_to_terminal():
+        output.note("there are older ones: --limit N or --all", "dim")
+
+
+def show(batch: OneBatchId, *, as_json: AsJson = False, context: OnContext = "") -> None:
+    """Show a batch and its tasks."""
+    wanted = batch_id(batch)
+
+    async def look(cluster: Cluster) -> tuple[Batch, list[Task]]:
+        answer = await cluster.call(BATCH_SHOW, OneBatch(wanted))
+        return answer.batch, [task async for task in cluster.tasks(batch=wanted)]
+
+    answer, found = ask_cluster(context, look)
+    tasks = sorted(found, key=lambda task: task.index)
+    if as_json:
+        document = to_document(answer)
+        document["tasks"] = [to_document(task) for task in tasks]
+        output.print_document(document)
+        return
+    now = output.now()
+    output.print_facts(
+        [
+            ("id", str(answer.id)),
+            ("name", answer.name),
+            ("owner", answer.owner),
+            ("submitted", f"{moment(answer.created_at)}, {age(answer.created_at, now)} ago"),
+            ("tasks", f"{answer.size}: {counts_text(answer.states)}"),
+        ]
+    )
+    output.say("")
+    output.print_table(TASK_COLUMNS, (task_row(task, now) for task in tasks))
+
+
+def wait(
+    batch: OneBatchId, timeout: Timeout = "", *, as_json: AsJson = False, context: OnContext = ""
+) -> None:
+    """Wait until a batch is over.
+
+    Exits as its tasks did: with the first status that is not 0, in their order.
+    """
+    wait_and_exit((), batch_id(batch), timeout, as_json=as_json, context=context)
+
+
+def kill(batch: OneBatchId, *, as_json: AsJson = False, context: OnContext = "") -> None:
+    """End all tasks of a batch that are not over."""
+    wanted = batch_id(batch)
+    tell_steered("kill", ask_cluster(context, lambda c: c.kill(batch=wanted)), as_json=as_json)
+
+
+async def _gather(cluster: Cluster, owner: str, most: int | None) -> BatchPage:
+    batches: list[Batch] = []
+    more = True
+    while more and (most is None or len(batches) < most):
+        limit = _PAGE if most is None else min(_PAGE, most - len(batches))
+        before = batches[-1].id if batches else None
+        wanted = ListBatches(owner=owner, before=before, limit=limit)
+        page = await cluster.call(BATCH_LIST, wanted)
+        batches += page.batches
+        more = page.more and bool(page.batches)
+    return BatchPage(tuple(batches), more)
+
+
+def _row(batch: Batch, now: float) -> output.Row:
+    return (
+        str(batch.id),
+        str(batch.size),
+        batch.owner or "-",
+        age(batch.created_at, now),
+        batch.name or "-",
+        counts_text(batch.states),
+    )

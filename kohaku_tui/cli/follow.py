@@ -1,0 +1,182 @@
+"""Staying with tasks until they are over: their output, their states, their end.
+
+Knows: when a task has output to follow, how watching and asking fill each other's gaps, which
+exit status stands for several tasks.
+Does not know: which command wants it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from kohaku_tui.cli import output
+from kohaku_tui.cli.log_writer import STDERR, STDOUT, LogWriter, end_notes
+from kohaku_tui.format import exit_text, plural
+from protocol.errors import KohakuError
+from protocol.ids import BatchId, TaskId
+from protocol.messages.cluster import Topic
+from protocol.messages.stream import LogChunk, LogEnd, Source
+from protocol.models.task import Cause, Task, TaskState
+
+if TYPE_CHECKING:
+    from protocol.client import Cluster
+
+
+async def changes(cluster: Cluster, ids: Sequence[TaskId]) -> AsyncGenerator[Task]:
+    """Give each task as it stands, then whenever it changed, until all are over.
+
+    Raises:
+        NotFound: One of them does not exist.
+    """
+    left = set(ids)
+    for task in ids:
+        known = await cluster.task(task)
+        yield known
+        if known.state.is_over:
+            left.discard(task)
+    if not left:
+        return
+    async with aclosing(cluster.watch([Topic.TASKS], tasks=sorted(left))) as updates:
+        async for update in updates:
+            for seen in update.tasks:
+                if seen.id in left:
+                    yield seen
+                    if seen.state.is_over:
+                        left.discard(seen.id)
+            if update.ready:
+                # One that ended between the question and the watch need not be in its snapshot.
+                for task in sorted(left - {seen.id for seen in update.tasks}):
+                    known = await cluster.task(task)
+                    if known.state.is_over:
+                        yield known
+                        left.discard(task)
+            if not left:
+                return
+
+
+async def wait_started(cluster: Cluster, task: TaskId) -> Task:
+    """Give the task once its program has run, or once it is clear that it never will."""
+    async with aclosing(changes(cluster, [task])) as steps:
+        async for seen in steps:
+            if seen.started_at or seen.state.is_over:
+                return seen
+    return await cluster.task(task)
+
+
+async def follow_output(cluster: Cluster, ids: Sequence[TaskId]) -> list[Task]:
+    """Write the output of tasks as it comes, one task after the other; give how they ended.
+
+    One after the other, because the outputs of two tasks cannot share a stream and stay whole.
+    """
+    ended = []
+    for place, task in enumerate(ids, 1):
+        if len(ids) > 1 and output.talks_to_terminal():
+            output.note(f"==> task {task}, {place} of {len(ids)}", "bold")
+        ended.append(await _follow_one(cluster, task))
+    return ended
+
+
+async def write_logs(writer: LogWriter, items: AsyncIterator[LogChunk | LogEnd]) -> bool:
+    """Write what comes until its end; say whether all of it came."""
+    whole = True
+    try:
+        async for item in items:
+            if isinstance(item, LogChunk):
+                await writer.write(item)
+            else:
+                whole = not item.error
+                for line in end_notes(item):
+                    output.note(line)
+    finally:
+        await writer.finish()
+    return whole
+
+
+async def wait_over(
+    cluster: Cluster,
+    *,
+    ids: Sequence[TaskId] = (),
+    batch: BatchId | None = None,
+    timeout_s: float | None = None,
+) -> list[Task]:
+    """Wait until tasks are over, telling a terminal how far they are; give them in order.
+
+    Raises:
+        TimedOut: They are not over in time.
+        NotFound: One of them does not exist.
+    """
+    if not output.talks_to_terminal():
+        return await _wait(cluster, ids, batch, timeout_s)
+    telling = asyncio.get_running_loop().create_task(_tell_progress(cluster, ids, batch))
+    try:
+        return await _wait(cluster, ids, batch, timeout_s)
+    finally:
+        telling.cancel()
+        await asyncio.wait([telling])  # it takes its line off the terminal
+
+
+def exit_status(tasks: Sequence[Task]) -> int:
+    """Give the exit status that stands for tasks: the first that is not 0, in their order."""
+    return next((status for task in tasks if (status := _status(task))), 0)
+
+
+def note_ends(tasks: Sequence[Task]) -> None:
+    """Tell of tasks that did not end by their own return, for their exit status does not."""
+    for task in tasks:
+        if task.state is TaskState.LOST:
+            output.note(f"task {task.id} is lost: its node {task.node} does not answer")
+        elif task.exit is not None and task.exit.cause is not Cause.EXITED:
+            output.note(f"task {task.id} {task.state}: {exit_text(task.exit)}")
+        elif task.exit is None and task.state is not TaskState.COMPLETED:
+            output.note(f"task {task.id} {task.state}: {task.reason or 'it never started'}")
+
+
+def _status(task: Task) -> int:
+    if task.state is TaskState.LOST:
+        return 1
+    if task.exit is None:
+        return 0 if task.state is TaskState.COMPLETED else 1
+    if task.state is TaskState.COMPLETED:
+        return task.exit.status
+    # A killed task may have returned 0 on its SIGTERM: that is not success.
+    return task.exit.status or 1
+
+
+async def _wait(
+    cluster: Cluster, ids: Sequence[TaskId], batch: BatchId | None, timeout_s: float | None
+) -> list[Task]:
+    if batch is None:
+        return await cluster.wait(ids, timeout_s=timeout_s)
+    return await cluster.wait(batch=batch, timeout_s=timeout_s)
+
+
+async def _tell_progress(cluster: Cluster, ids: Sequence[TaskId], batch: BatchId | None) -> None:
+    from rich.console import Console
+
+    states: dict[TaskId, TaskState] = {}
+    subject = plural(len(ids), "task") if batch is None else f"batch {batch}"
+    try:
+        with Console(stderr=True).status(f"waiting for {subject}") as status:
+            async for update in cluster.watch([Topic.TASKS], tasks=ids, batch=batch):
+                states.update((task.id, task.state) for task in update.tasks)
+                counts = {state: 0 for state in TaskState if state in states.values()}
+                for state in states.values():
+                    counts[state] += 1
+                told = ", ".join(f"{count} {state}" for state, count in counts.items())
+                status.update(f"waiting for {subject}: {told}")
+    except KohakuError:
+        return  # progress is a kindness; the wait itself reports what is wrong
+
+
+async def _follow_one(cluster: Cluster, task: TaskId) -> Task:
+    if (seen := await wait_started(cluster, task)).started_at:
+        await write_logs(
+            LogWriter({Source.STDOUT: STDOUT, Source.STDERR: STDERR}),
+            cluster.logs(task, follow=True),
+        )
+    if seen.state.is_final:
+        return seen
+    return (await cluster.wait([task]))[0]

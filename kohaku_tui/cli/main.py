@@ -1,0 +1,222 @@
+"""The command ``kohaku``: its families of commands, and what becomes of every error.
+
+Knows: the names of commands, exit statuses, who is told what when something fails.
+Does not know: what any command does.
+
+Exit statuses: 0 done; 1 the cluster said no; 2 the command line makes no sense; 3 the cluster
+cannot be reached; 130 left with Ctrl-C; 141 nobody reads our output any more. ``task wait``,
+``batch wait``, ``task submit --wait`` and ``--follow`` exit with the task's own status.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from kohaku_tui import find_version
+from kohaku_tui.cli import (
+    access,
+    batch,
+    call,
+    events,
+    node,
+    output,
+    status,
+    submit,
+    task,
+    wait,
+)
+from protocol.errors import BadRequest, Internal, KohakuError
+
+#: 128 + SIGPIPE: what a shell shows for a program whose reader went away.
+_READER_GONE: Final = 141
+_DEBUG: Final = "KOHAKU_DEBUG"
+
+_FIRST_STEPS: Final = """\
+No cluster is known yet.
+
+  kohakud up --detach   starts one on this machine
+  kohaku login URL      logs in to one that runs elsewhere
+  kohaku --help         shows all commands"""
+
+
+class _ReaderGone(Exception):
+    """Whoever read our output stopped reading."""
+
+
+class _Family(TyperGroup):
+    """A group of commands that shows its help when none of them is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and not self.invoke_without_command and not ctx.resilient_parsing:
+            output.note(ctx.get_help())
+            raise typer.Exit(BadRequest.exit_status)
+        return super().parse_args(ctx, args)
+
+
+class _Root(_Family):
+    """The whole command. Takes a broken pipe before Typer makes an exit status 1 of it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise _ReaderGone from None
+
+
+def _make_family(about: str) -> typer.Typer:
+    return typer.Typer(cls=_Family, help=about, rich_markup_mode=None)
+
+
+_app: Final = typer.Typer(
+    name="kohaku",
+    cls=_Root,
+    help="Run commands on a cluster of machines as on one big computer.",
+    # Rich's help draws boxes, in pipes too, and reads brackets as markup.
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_app.command()(status.status)
+_app.command()(events.events)
+_app.command()(access.login)
+_app.command()(access.logout)
+_app.command()(access.whoami)
+_app.command()(call.call)
+
+_task: Final = _make_family("Submit tasks, read them, steer them.")
+_task.command("submit", context_settings=dict(submit.SUBMIT_SETTINGS))(submit.submit)
+_task.command("list")(task.list_tasks)
+_task.command("show")(task.show)
+_task.command("explain")(task.explain)
+_task.command("logs")(wait.logs)
+_task.command("watch")(wait.watch)
+_task.command("wait")(wait.wait)
+_task.command("kill")(task.kill)
+_task.command("pause")(task.pause)
+_task.command("resume")(task.resume)
+_app.add_typer(_task, name="task")
+
+_batch: Final = _make_family("Tasks that were submitted together.")
+_batch.command("list")(batch.list_batches)
+_batch.command("show")(batch.show)
+_batch.command("wait")(batch.wait)
+_batch.command("kill")(batch.kill)
+_app.add_typer(_batch, name="batch")
+
+_node: Final = _make_family("The machines of the cluster.")
+_node.command("list")(node.list_nodes)
+_node.command("show")(node.show)
+_node.command("drain")(node.drain)
+_node.command("undrain")(node.undrain)
+_node.command("label")(node.label)
+_node.command("remove")(node.remove)
+_node.command("join-token")(node.join_token)
+_app.add_typer(_node, name="node")
+
+_context: Final = _make_family("Saved hosts and who you are there.")
+_context.command("list")(access.list_contexts)
+_context.command("use")(access.use_context)
+_context.command("show")(access.show_context)
+_app.add_typer(_context, name="context")
+
+
+@_app.callback(invoke_without_command=True)
+def _root(
+    ctx: typer.Context,
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Log to stderr; show where a bug is.")
+    ] = False,
+) -> None:
+    if version:
+        output.say(f"kohaku {find_version()}")
+        raise typer.Exit
+    if debug:
+        os.environ[_DEBUG] = "1"
+    _set_up_logging()
+    if ctx.invoked_subcommand is None:
+        _start_here()
+
+
+def run() -> None:
+    """Run the command line of this process and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A locale that lacks a character of some node's name must not end the command.
+            stream.reconfigure(errors="replace")
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a command line; give its exit status. Whatever fails is told on stderr."""
+    as_json = _wants_json(arguments)
+    try:
+        result = get_command(_app).main(list(arguments), prog_name="kohaku", standalone_mode=False)
+        sys.stdout.flush()
+    except KohakuError as error:
+        output.show_error(error, as_json=as_json)
+        return error.exit_status
+    except typer.TyperException as error:
+        output.show_error(_explain_usage(error), as_json=as_json)
+        return BadRequest.exit_status
+    except typer.Abort:
+        output.note("nothing was done")
+        return 1
+    except (_ReaderGone, BrokenPipeError):
+        # What is still buffered has nowhere to go, and Python would complain at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _READER_GONE
+    except KeyboardInterrupt:
+        return 130
+    except Exception as bug:
+        if os.environ.get(_DEBUG):
+            raise
+        output.show_error(_explain_bug(bug), as_json=as_json)
+        return 1
+    # Typer gives the status of an Exit, or what the command returned, which is nothing.
+    return result if isinstance(result, int) else 0
+
+
+def _start_here() -> None:
+    from protocol import contexts
+
+    if os.environ.get("KOHAKU_HOST") or contexts.current() is not None:
+        status.status()
+    else:
+        output.say(_FIRST_STEPS)
+
+
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Say whether ``--json`` is among our own options, also when they cannot be understood."""
+    own = list(arguments)
+    return "--json" in (own[: own.index("--")] if "--" in own else own)
+
+
+def _set_up_logging() -> None:
+    if os.environ.get(_DEBUG):
+        logging.basicConfig(level=logging.DEBUG)
+    else:
+        # Without any handler Python writes warnings of libraries on stderr.
+        logging.getLogger().addHandler(logging.NullHandler())
+
+
+def _explain_usage(error: typer.TyperException) -> BadRequest:
+    ctx = getattr(error, "ctx", None)
+    path = "kohaku" if ctx is None else ctx.command_path
+    return BadRequest(error.format_message(), hint=f"see: {path} --help")
+
+
+def _explain_bug(bug: Exception) -> Internal:
+    return Internal(
+        f"internal error: {type(bug).__name__}",
+        hint=f"this is a bug; to see where, run it again with {_DEBUG}=1",
+    )

@@ -1,0 +1,294 @@
+"""``kohaku node``: the machines of the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from kohaku_tui.cli import output
+from kohaku_tui.cli.options import AsJson, NodeNames, OnContext, OneNodeName, parse_pairs
+from kohaku_tui.cli.output import Cell, Column
+from kohaku_tui.cli.reach import ask_cluster
+from kohaku_tui.document import to_document
+from kohaku_tui.format import (
+    age,
+    moment,
+    node_state,
+    number_ranges,
+    pairs_text,
+    share,
+    size_share,
+    state_style,
+)
+from protocol.errors import BadRequest
+from protocol.messages.node import (
+    JoinToken,
+    LabelNode,
+    MakeJoinToken,
+    NodeList,
+    NodeResult,
+    OneNode,
+    RemoveNode,
+)
+from protocol.methods import (
+    NODE_DRAIN,
+    NODE_JOIN_TOKEN,
+    NODE_LABEL,
+    NODE_REMOVE,
+    NODE_SHOW,
+    NODE_UNDRAIN,
+    Method,
+)
+from protocol.models.node import Gpu, GpuReading, Node, Readings
+from protocol.units import parse_duration, render_duration, render_size
+
+if TYPE_CHECKING:
+    from protocol.client import Cluster
+
+_COLUMNS: Final = (
+    Column("NODE"),
+    Column("STATE"),
+    Column("TASKS", right=True),
+    Column("CORES", right=True),
+    Column("MEMORY", right=True),
+    Column("GPUS", right=True),
+    Column("CPU", right=True),
+    Column("SEEN", right=True),
+    Column("LABELS", yields=True),
+)
+
+
+def list_nodes(*, as_json: AsJson = False, context: OnContext = "") -> None:
+    """List nodes with what is claimed of them."""
+
+    async def look(cluster: Cluster) -> NodeList:
+        return NodeList(await cluster.nodes())
+
+    answer = ask_cluster(context, look)
+    if as_json:
+        output.print_document(to_document(answer))
+        return
+    now = output.now()
+    output.print_table(_COLUMNS, (_row(node, now) for node in answer.nodes))
+
+
+def show(node: OneNodeName, *, as_json: AsJson = False, context: OnContext = "") -> None:
+    """Show a node: what it has, what is claimed, how it is."""
+
+    async def look(cluster: Cluster) -> NodeResult:
+        return await cluster.call(NODE_SHOW, OneNode(node))
+
+    answer = ask_cluster(context, look)
+    if as_json:
+        output.print_document(to_document(answer.node))
+    else:
+        output.print_facts(_facts(answer.node, output.now()))
+
+
+def drain(nodes: NodeNames, *, as_json: AsJson = False, context: OnContext = "") -> None:
+    """Give nodes nothing new; let them finish."""
+    _set_draining(NODE_DRAIN, nodes, context=context, as_json=as_json)
+
+
+def undrain(nodes: NodeNames, *, as_json: AsJson = False, context: OnContext = "") -> None:
+    """Give nodes work again."""
+    _set_draining(NODE_UNDRAIN, nodes, context=context, as_json=as_json)
+
+
+def label(
+    node: OneNodeName,
+    labels: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)
+    ] = None,
+    unset: Annotated[
+        list[str] | None, typer.Option("--unset", metavar="KEY", help="Take a label off.")
+    ] = None,
+    *,
+    as_json: AsJson = False,
+    context: OnContext = "",
+) -> None:
+    """Set and unset a node's labels.
+
+    task submit --on LABEL=VALUE asks for them.
+    """
+    wanted = LabelNode(node, parse_pairs(labels or (), "label"), tuple(unset or ()))
+    if not wanted.set and not wanted.unset:
+        raise BadRequest("no label to set or unset", hint="write KEY=VALUE, or --unset KEY")
+
+    async def ask(cluster: Cluster) -> NodeResult:
+        return await cluster.call(NODE_LABEL, wanted)
+
+    answer = ask_cluster(context, ask)
+    if as_json:
+        output.print_document(to_document(answer.node))
+    else:
+        output.say(f"{answer.node.name}  {pairs_text(answer.node.labels)}")
+
+
+def remove(
+    node: OneNodeName,
+    *,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also while tasks are on it; they count as killed.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    context: OnContext = "",
+) -> None:
+    """Take a node out of the cluster.
+
+    Its runner's credential is revoked.
+    """
+    if not yes:
+        _confirm(f"take {node} out of the cluster and revoke its runner's credential?")
+
+    async def ask(cluster: Cluster) -> NodeResult:
+        return await cluster.call(NODE_REMOVE, RemoveNode(node, force))
+
+    ask_cluster(context, ask)
+
+
+def join_token(
+    uses: Annotated[
+        int, typer.Option("--uses", metavar="N", min=1, help="How many runners may join with it.")
+    ] = 1,
+    lasts: Annotated[
+        str, typer.Option("--lasts", metavar="DURATION", help="How long it can be used.")
+    ] = "1h",
+    node: Annotated[
+        str, typer.Option("--node", metavar="NAME", help="Only for a runner of this name.")
+    ] = "",
+    *,
+    as_json: AsJson = False,
+    context: OnContext = "",
+) -> None:
+    """Make a token that lets runners join.
+
+    It is printed alone, and shown this once.
+    """
+    wanted = MakeJoinToken(uses=uses, lasts_s=parse_duration(lasts), node=node)
+
+    async def ask(cluster: Cluster) -> JoinToken:
+        return await cluster.call(NODE_JOIN_TOKEN, wanted)
+
+    answer = ask_cluster(context, ask)
+    if as_json:
+        output.print_document(to_document(answer))
+        return
+    output.say(answer.token)
+    if output.talks_to_terminal():
+        runners = "one runner" if answer.uses == 1 else f"{answer.uses} runners"
+        left = render_duration(answer.expires_at - output.now())
+        output.note(f"for {runners}, within {left}", "dim")
+
+
+def _set_draining(
+    method: Method[OneNode, NodeResult], nodes: Sequence[str], *, context: str, as_json: bool
+) -> None:
+    async def ask(cluster: Cluster) -> list[Node]:
+        return [(await cluster.call(method, OneNode(name))).node for name in nodes]
+
+    answer = ask_cluster(context, ask)
+    if as_json:
+        output.print_document({"nodes": [to_document(node) for node in answer]})
+        return
+    for node in answer:
+        output.say(f"{node.name}  {node_state(node)}  {node.claimed.tasks} on it")
+
+
+def _confirm(question: str) -> None:
+    """Ask before something that cannot be taken back.
+
+    Raises:
+        BadRequest: Nobody is there to be asked.
+        Abort: The answer was no.
+    """
+    if not output.can_ask():
+        raise BadRequest("this needs a yes, and no terminal is here to ask", hint="add --yes")
+    typer.confirm(question, abort=True, err=True)
+
+
+def _row(node: Node, now: float) -> output.Row:
+    has, held = node.inventory, node.claimed
+    cpu = "-" if node.readings is None else f"{node.readings.cpu_percent:.0f} %"
+    return (
+        node.name,
+        Cell(node_state(node), state_style(node.state)),
+        str(held.tasks),
+        share(held.cores, len(has.cores)),
+        size_share(held.memory, has.memory),
+        share(held.gpus, len(has.gpus)),
+        cpu,
+        age(node.seen_at, now),
+        pairs_text(node.labels),
+    )
+
+
+def _facts(node: Node, now: float) -> Iterator[tuple[str, str | Cell]]:
+    has, held = node.inventory, node.claimed
+    yield "node", node.name
+    yield "state", Cell(node_state(node), state_style(node.state))
+    yield (
+        "seen",
+        f"{moment(node.seen_at)}, {age(node.seen_at, now)} ago" if node.seen_at else "never",
+    )
+    yield "joined", moment(node.joined_at)
+    yield "labels", pairs_text(node.labels)
+    yield "hostname", has.hostname
+    yield "system", " ".join(filter(None, (has.system, has.kernel, has.architecture)))
+    yield "runner", has.version
+    yield "tasks", f"{held.tasks} of {has.max_tasks} at once"
+    yield (
+        "cores",
+        f"{share(held.cores, len(has.cores))} claimed, numbers {number_ranges(has.cores)}",
+    )
+    yield "memory", f"{size_share(held.memory, has.memory)} claimed"
+    yield "gpus", f"{share(held.gpus, len(has.gpus))} claimed" if has.gpus else ""
+    for part in has.numa:
+        yield (
+            f"numa {part.number}",
+            f"cores {number_ranges(part.cores)}, {render_size(part.memory)}",
+        )
+    for backend in has.backends:
+        standing = "" if backend.healthy else f"does not work: {backend.message}"
+        isolation = f"isolation {backend.isolation}" if backend.isolation else ""
+        usual = "default" if backend.name == has.default_backend else ""
+        told = ", ".join(filter(None, (usual, standing, isolation, " ".join(backend.enforces))))
+        yield f"backend {backend.name}", told or "ready"
+    if node.readings is not None:
+        yield from _reading_facts(node.readings)
+    for gpu in has.gpus:
+        yield f"gpu {gpu.index}", _gpu_text(gpu, node.readings)
+
+
+def _reading_facts(readings: Readings) -> Iterator[tuple[str, str]]:
+    used = readings.memory_total - readings.memory_available
+    yield "cpu", f"{readings.cpu_percent:.0f} %, load {readings.load_1m:.2f}"
+    yield "memory used", size_share(used, readings.memory_total)
+    for disk in readings.disks:
+        yield f"disk {disk.path}", f"{render_size(disk.free)} free of {render_size(disk.total)}"
+    if readings.temperatures:
+        hottest = max(readings.temperatures, key=lambda sensor: readings.temperatures[sensor])
+        yield "hottest", f"{readings.temperatures[hottest]:.0f} °C, {hottest}"
+
+
+def _gpu_text(gpu: Gpu, readings: Readings | None) -> str:
+    parts = [gpu.name or gpu.uuid, render_size(gpu.memory)]
+    if gpu.numa is not None:
+        parts.append(f"numa {gpu.numa}")
+    for now in readings.gpus if readings else ():
+        if now.uuid == gpu.uuid:
+            parts += _gpu_reading_texts(now)
+    return ", ".join(parts)
+
+
+def _gpu_reading_texts(now: GpuReading) -> Iterator[str]:
+    if now.fault:
+        yield f"out of service: {now.fault}"
+        return
+    yield f"{now.used_percent:.0f} % busy, {render_size(now.memory_used)} used"
+    if now.temperature is not None:
+        yield f"{now.temperature:.0f} °C"
+    if now.power is not None:
+        yield f"{now.power:.0f} W"

@@ -1,0 +1,159 @@
+"""From words on the command line to a request for tasks.
+
+Knows: how sizes, targets, variables and tables of variables are written, what excludes what.
+Does not know: Typer, the connection. Reads the table's file and this process's environment.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from kohaku_tui.cli.options import parse_pairs
+from protocol.errors import BadRequest
+from protocol.messages.task import LARGEST_BATCH, SubmitTask
+from protocol.models.target import parse_target
+from protocol.models.task import TaskSpec
+from protocol.units import parse_duration, parse_size
+
+#: How a value of a JSON table is written into the environment, where ``str`` would say it
+#: the Python way.
+_JSON_WORDS: Final[Mapping[Any, str]] = {True: "true", False: "false", None: ""}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What was said on the command line, as words."""
+
+    command: Sequence[str]
+    request_id: str
+    targets: Sequence[str] = ()
+    cores: int = 1
+    memory: str = ""
+    gpus: int = 0
+    backend: str = ""
+    env: Sequence[str] = ()
+    name: str = ""
+    priority: int = 0
+    array: int = 0
+    rows: Path | None = None
+    labels: Sequence[str] = ()
+    workdir: str = ""
+    grace: str = ""
+
+
+def make_request(wish: Wish, environment: Mapping[str, str]) -> SubmitTask:
+    """Make the request, taking variables named without a value from ``environment``.
+
+    Raises:
+        BadRequest: Something makes no sense; the message names the option.
+    """
+    many = [
+        option
+        for option, is_set in (
+            ("several -t", len(wish.targets) > 1),
+            ("--array", wish.array > 0),
+            ("--rows", wish.rows is not None),
+        )
+        if is_set
+    ]
+    if len(many) > 1 or (wish.targets and many and many != ["several -t"]):
+        raise BadRequest(
+            f"{' and '.join(many if len(many) > 1 else ['-t', *many])} exclude each other",
+            hint="choose one of them to say how many tasks there are",
+        )
+    spec = TaskSpec(
+        command=tuple(wish.command),
+        name=wish.name,
+        env=read_variables(wish.env, environment),
+        workdir=wish.workdir,
+        cores=wish.cores,
+        memory=parse_size(wish.memory) if wish.memory else 0,
+        gpus=wish.gpus,
+        labels=parse_pairs(wish.labels, "label"),
+        priority=wish.priority,
+        backend=wish.backend,
+        grace_s=parse_duration(wish.grace) if wish.grace else TaskSpec(command=()).grace_s,
+    )
+    return SubmitTask(
+        request_id=wish.request_id,
+        spec=spec,
+        targets=tuple(map(parse_target, wish.targets)),
+        array=wish.array,
+        rows=read_rows(wish.rows) if wish.rows is not None else (),
+    )
+
+
+def read_variables(words: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """Read ``KEY=VALUE`` words; a bare ``KEY`` has its value in ``environment``.
+
+    Raises:
+        BadRequest: A bare key is not there, or a word has no key.
+    """
+    variables = {}
+    for word in words:
+        key, separator, value = word.partition("=")
+        if not key:
+            raise BadRequest(f"-e {word!r} names no variable", hint="write KEY=VALUE, or KEY")
+        if not separator:
+            if key not in environment:
+                raise BadRequest(
+                    f"the variable {key} is not set here",
+                    hint=f"give its value: -e {key}=VALUE",
+                )
+            value = environment[key]
+        variables[key] = value
+    return variables
+
+
+def read_rows(path: Path) -> tuple[dict[str, str], ...]:
+    """Read a table of variables: a CSV file with a line of names, or a JSON list of objects.
+
+    Raises:
+        BadRequest: The file cannot be read, or is neither.
+    """
+    try:
+        # utf-8-sig: spreadsheets put a byte order mark before the first name.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = _read_json(json.load(file)) if path.suffix == ".json" else _read_csv(file)
+    except OSError as reason:
+        raise BadRequest(f"cannot read {path}: {reason.strerror}") from None
+    except (ValueError, csv.Error) as reason:
+        raise BadRequest(
+            f"{path} is no table of variables: {reason}",
+            hint="write a .csv file with a line of names, or a .json list of objects",
+        ) from None
+    if not 0 < len(rows) <= LARGEST_BATCH:
+        raise BadRequest(f"{path} has {len(rows)} rows, not between 1 and {LARGEST_BATCH}")
+    return tuple(rows)
+
+
+def _read_csv(file: Any) -> list[dict[str, str]]:
+    reader = csv.DictReader(file, strict=True)
+    names = reader.fieldnames or ()
+    if not all(names) or len(set(names)) != len(names):
+        raise ValueError("its first line does not name each column once")
+    rows = []
+    for row in reader:
+        if None in row or None in row.values():
+            raise ValueError(f"line {reader.line_num} has not {len(names)} values")
+        rows.append(dict(row))
+    return rows
+
+
+def _read_json(table: Any) -> list[dict[str, str]]:
+    if not isinstance(table, list) or not all(isinstance(row, dict) for row in table):
+        raise ValueError("it is not a list of objects")
+    return [{key: _as_variable(key, value) for key, value in row.items()} for row in table]
+
+
+def _as_variable(key: str, value: Any) -> str:
+    if isinstance(value, list | dict):
+        raise ValueError(f"the value of {key!r} is not text, a number, true, false or null")
+    if isinstance(value, bool) or value is None:
+        return _JSON_WORDS[value]
+    return str(value)

@@ -1,0 +1,217 @@
+"""``kohaku task submit``: make tasks, and stay with them if asked to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kohaku_tui.cli import output
+from kohaku_tui.cli.complete import complete_nodes
+from kohaku_tui.cli.follow import exit_status, follow_output, note_ends, wait_over
+from kohaku_tui.cli.options import AsJson, OnContext, Timeout
+from kohaku_tui.cli.reach import ask_cluster
+from kohaku_tui.cli.submission import Wish, make_request
+from kohaku_tui.cli.wait import note_left
+from kohaku_tui.document import render_json, to_document
+from protocol.errors import BadRequest, TimedOut
+from protocol.ids import TaskId
+from protocol.messages.task import SubmitTask, Submitted
+from protocol.methods import TASK_SUBMIT
+from protocol.models.task import Task
+from protocol.units import parse_duration, render_duration
+
+if TYPE_CHECKING:
+    from protocol.client import Cluster
+
+# The command's own options follow it: nothing after its first word is ours.
+SUBMIT_SETTINGS = {"allow_interspersed_args": False}
+
+
+def submit(
+    command: Annotated[
+        list[str], typer.Argument(metavar="COMMAND", help="The command and its arguments.")
+    ],
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-t",
+            "--target",
+            metavar="TARGET",
+            autocompletion=complete_nodes,
+            help="Where: node, node:numa, node::gpu,gpu or node:numa:gpu,gpu. "
+            "Repeated: one task for each.",
+        ),
+    ] = None,
+    cores: Annotated[
+        int,
+        typer.Option(
+            "-c", "--cores", metavar="N", min=0, help="Whole cores; 0 is no claim and no limit."
+        ),
+    ] = 1,
+    memory: Annotated[
+        str,
+        typer.Option(
+            "-m",
+            "--memory",
+            metavar="SIZE",
+            show_default=False,
+            help="Such as 64M or 1.5Gi; none is no claim and no limit.",
+        ),
+    ] = "",
+    gpus: Annotated[int, typer.Option("--gpus", metavar="N", min=0, help="How many GPUs.")] = 0,
+    on: Annotated[
+        list[str] | None,
+        typer.Option("--on", metavar="LABEL=VALUE", help="Only nodes with this label."),
+    ] = None,
+    backend: Annotated[
+        str, typer.Option("--backend", metavar="NAME", help="What to run it in.")
+    ] = "",
+    env: Annotated[
+        list[str] | None,
+        typer.Option("-e", "--env", metavar="KEY[=VALUE]", help="A variable; without =, yours."),
+    ] = None,
+    workdir: Annotated[
+        str, typer.Option("--workdir", metavar="DIR", help="Where to start; else a scratch folder.")
+    ] = "",
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="A name for people.")] = "",
+    priority: Annotated[int, typer.Option("--priority", metavar="N", help="Higher first.")] = 0,
+    grace: Annotated[
+        str,
+        typer.Option(
+            "--grace",
+            metavar="DURATION",
+            show_default="10s",
+            help="Between SIGTERM and SIGKILL when it is killed.",
+        ),
+    ] = "",
+    array: Annotated[
+        int,
+        typer.Option(
+            "--array",
+            metavar="N",
+            min=0,
+            show_default=False,
+            help="N tasks, told apart by KOHAKU_TASK_INDEX.",
+        ),
+    ] = 0,
+    rows: Annotated[
+        Path | None,
+        typer.Option(
+            "--rows", metavar="FILE", help="A task for each row of variables, .csv or .json."
+        ),
+    ] = None,
+    *,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for the end; exit with the task's own status.")
+    ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Write its output as it comes; exit as it does.")
+    ] = False,
+    timeout: Timeout = "",
+    request_id: Annotated[
+        str,
+        typer.Option(
+            "--request-id",
+            metavar="ID",
+            show_default=False,
+            help="The same id again gives the same tasks: makes a repeat safe.",
+        ),
+    ] = "",
+    as_json: AsJson = False,
+    context: OnContext = "",
+) -> None:
+    """Submit a command; print the ids of its tasks.
+
+    All after -- is the command, flags included: kohaku task submit -c 2 -- make -j2
+    """  # fmt: skip
+    request = make_request(
+        Wish(
+            command=command, request_id=request_id or uuid.uuid4().hex, targets=target or (),
+            cores=cores, memory=memory, gpus=gpus, backend=backend, env=env or (), name=name,
+            priority=priority, array=array, rows=rows, labels=on or (), workdir=workdir,
+            grace=grace,
+        ),
+        os.environ,
+    )  # fmt: skip
+    if timeout and not (wait or follow):
+        raise BadRequest("--timeout needs --wait or --follow")
+    stay = Stay(request, as_json=as_json, wait=wait, follow=follow, timeout=timeout)
+    try:
+        ended = ask_cluster(context, stay.run)
+    except KeyboardInterrupt:
+        stay.note_left()
+        raise typer.Exit(130) from None
+    note_ends(ended)
+    raise typer.Exit(exit_status(ended))
+
+
+class Stay:
+    """One submission, and staying with its tasks for as long as was asked."""
+
+    def __init__(
+        self, request: SubmitTask, *, as_json: bool, wait: bool, follow: bool, timeout: str
+    ) -> None:
+        self._request = request
+        self._as_json = as_json
+        self._wait = wait
+        self._follow = follow
+        self._timeout_s = parse_duration(timeout) if timeout else None
+        self._submitted: Submitted | None = None
+
+    async def run(self, cluster: Cluster) -> Sequence[Task]:
+        """Submit, print the ids, stay. Gives the tasks that were waited for.
+
+        Raises:
+            TimedOut: They are not over in time.
+        """
+        submitted = await cluster.call(TASK_SUBMIT, self._request)
+        self._submitted = submitted
+        ids = list(submitted.ids())
+        self._print_ids(submitted, ids)
+        if self._follow:
+            return await self._follow_all(cluster, ids)
+        if self._wait:
+            batch = submitted.batch if len(ids) > 1 else None
+            alone = ids if batch is None else ()
+            return await wait_over(cluster, ids=alone, batch=batch, timeout_s=self._timeout_s)
+        return ()
+
+    def note_left(self) -> None:
+        """Say how to come back to what was submitted, or how to find out whether it was."""
+        if self._submitted is None:
+            output.note("")
+            output.note("interrupted before the host answered: it may have taken the submission")
+            output.note(f"to be sure, repeat it with:  --request-id {self._request.request_id}")
+            return
+        ids = list(self._submitted.ids())
+        if not (self._wait or self._follow):
+            return
+        if len(ids) == 1:
+            note_left(ids, None, verb="logs -f" if self._follow else "wait")
+        else:
+            note_left((), self._submitted.batch, verb="wait")
+
+    def _print_ids(self, submitted: Submitted, ids: Sequence[TaskId]) -> None:
+        """Write the ids to stdout, or to stderr where stdout is for the task's own output."""
+        text = "\n".join(map(str, ids))
+        if self._as_json:
+            text = render_json(to_document(submitted))
+        tell = output.note if self._follow else output.say
+        tell(text)
+
+    async def _follow_all(self, cluster: Cluster, ids: Sequence[TaskId]) -> Sequence[Task]:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await follow_output(cluster, ids)
+        except TimeoutError:
+            waited = render_duration(self._timeout_s or 0.0)
+            raise TimedOut(
+                f"not over after {waited}: task {' '.join(map(str, ids[:3]))}",
+                hint="the tasks go on; end them with: kohaku task kill ID",
+            ) from None

@@ -1,0 +1,199 @@
+"""What tasks.sqlite promises: groups whole or not at all, and answers as a list would give them."""
+
+import resource
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import msgspec
+import pytest
+
+from kohaku_daemon.core.cluster.records import BatchRecord, EventRecord, TaskRecord
+from kohaku_daemon.store.tasks import LIVE_STATES, Group, TaskStore, batch_row, task_row
+from protocol.errors import Unavailable
+from protocol.ids import BatchId, NodeName, TaskId, UserName
+from protocol.models.task import TaskSpec, TaskState
+from tests.kohaku_daemon.store.make_samples import AUDIT, BATCH, ENDED, EVENT, WAITING
+
+SPEC = TaskSpec(command=("true",), name="job")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[TaskStore]:
+    store = TaskStore.open(tmp_path / "tasks.sqlite")
+    yield store
+    store.close()
+
+
+def a_batch(number: int, size: int, owner: str = "alice") -> tuple[BatchRecord, list[TaskRecord]]:
+    """Make a batch whose ids are ``number``, then its tasks'; leave room between two runs."""
+    half = size // 2
+    runs = tuple(run for run in ((number + 1, half), (number + 100 + half, size - half)) if run[1])
+    batch = BatchRecord(
+        id=BatchId(number),
+        owner=UserName(owner),
+        request_id=f"request-{number}",
+        digest=b"",
+        spec=SPEC,
+        size=size,
+        runs=runs,
+        created_at=float(number),
+    )
+    ids = [number for first, count in runs for number in range(first, first + count)]
+    return batch, [
+        TaskRecord(id=TaskId(task), batch=batch.id, index=index, owner=batch.owner)
+        for index, task in enumerate(ids)
+    ]
+
+
+def put(store: TaskStore, batch: BatchRecord, tasks: list[TaskRecord]) -> None:
+    store.write(Group([batch_row(batch)], [task_row(task) for task in tasks]))
+
+
+def test_records_come_back_as_they_were_written(store: TaskStore) -> None:
+    store.write(Group([batch_row(BATCH)], [task_row(ENDED), task_row(WAITING)], [EVENT], [AUDIT]))
+    assert store.task(ENDED.id) == ENDED
+    assert store.task(TaskId(5)) is None
+    assert store.batch(BATCH.id) == BATCH
+    assert store.batches([BATCH.id, BatchId(5)]) == {BATCH.id: BATCH}
+    assert store.by_request("alice", "request-1") == BATCH
+    assert store.by_request("bob", "request-1") is None
+    assert (store.highest_id(), store.last_event_id()) == (WAITING.id, EVENT.id)
+
+
+def test_an_empty_store_has_nothing(store: TaskStore) -> None:
+    assert (store.highest_id(), store.last_event_id()) == (0, 0)
+    assert list(store.live_tasks()) == []
+    assert store.page() == []
+    assert store.batch_page() == []
+    assert store.events() == []
+    assert store.batch_counts(BatchId(1)) == {}
+    assert store.batch_summary(BatchId(1)) is None
+
+
+def test_a_row_keeps_the_task_as_it_was_when_the_row_was_made(store: TaskStore) -> None:
+    batch, (task,) = a_batch(1000, 1)
+    row = task_row(task)
+    task.state = TaskState.RUNNING
+    store.write(Group([batch_row(batch)], [row]))
+    assert [task.state for task in store.live_tasks()] == [TaskState.QUEUED]
+    store.write(Group(tasks=[task_row(task)]))
+    assert [task.state for task in store.live_tasks()] == [TaskState.RUNNING]
+
+
+def test_a_request_id_is_unique_for_its_owner(store: TaskStore) -> None:
+    first, tasks = a_batch(1000, 1)
+    put(store, first, tasks)
+    again = msgspec.structs.replace(first, id=BatchId(2000), runs=((2001, 1),))
+    with pytest.raises(sqlite3.IntegrityError, match="request_id"):
+        store.write(Group([batch_row(again)], [], [EVENT]))
+    assert store.batch(BatchId(2000)) is None
+    assert store.events() == []
+    put(store, msgspec.structs.replace(again, owner=UserName("bob")), [])
+
+
+def test_pages_are_what_a_list_would_give(store: TaskStore) -> None:
+    random = Random(7)
+    batches, everything = [], list[TaskRecord]()
+    for number in range(1000, 40_000, 1000):
+        batch, tasks = a_batch(number, random.choice([1, 2, 50]), random.choice(["alice", "bob"]))
+        for task in tasks:
+            task.state = random.choice(list(TaskState))
+            if task.state is not TaskState.QUEUED:
+                task.node = NodeName(random.choice(["n1", "n2"]))
+            if task.state.is_final:
+                task.ended_at = float(random.randrange(1, 100))
+        put(store, batch, tasks)
+        batches.append(batch)
+        everything += tasks
+    newest = everything[::-1]
+
+    for _ in range(300):
+        states = tuple(random.sample(list(TaskState), random.choice([0, 0, 1, 3])))
+        batch_id = random.choice([None, None, random.choice(batches).id])
+        node, owner = random.choice(["", "", "n1", "n9"]), random.choice(["", "", "bob", "eve"])
+        before = random.choice([None, random.choice(newest).id])
+        limit = random.choice([1, 5, 10_000])
+        wanted = [
+            task
+            for task in newest
+            if (not states or task.state in states)
+            and batch_id in (None, task.batch)
+            and node in ("", task.node)
+            and owner in ("", task.owner)
+            and (before is None or task.id < before)
+        ][:limit]
+        assert wanted == store.page(
+            states=states, batch=batch_id, node=node, owner=owner, before=before, limit=limit
+        )
+
+    assert list(store.live_tasks()) == [task for task in everything if task.state in LIVE_STATES]
+    assert store.newest_tasks(20) == [task.id for task in newest[:20]]
+    assert store.recent_counts(50.0) == Counter(
+        task.state for task in everything if task.state.is_final and task.ended_at >= 50
+    )
+    for batch in batches:
+        of_batch = [task for task in everything if task.batch == batch.id]
+        assert store.batch_counts(batch.id) == Counter(task.state for task in of_batch)
+        assert store.batch_task_ids(batch.id) == [task.id for task in of_batch]
+        assert store.batch_task_ids(batch.id, unfinished=True) == [
+            task.id for task in of_batch if not task.state.is_final
+        ]
+
+
+def test_batches_are_listed_newest_first_with_their_tasks_counted(store: TaskStore) -> None:
+    for number, owner in ((1000, "alice"), (2000, "bob"), (3000, "alice")):
+        put(store, *a_batch(number, 3, owner))
+    _, tasks = a_batch(3000, 3, "alice")
+    tasks[1].state = TaskState.COMPLETED
+    store.write(Group(tasks=[task_row(tasks[1])]))
+
+    newest, oldest = store.batch_page(owner="alice")
+    assert (newest.id, newest.name, newest.size) == (3000, "job", 3)
+    assert newest.states == {"queued": 2, "completed": 1}
+    assert oldest.id == 1000
+    assert [batch.id for batch in store.batch_page(before=BatchId(3000), limit=1)] == [2000]
+    assert store.batch_summary(BatchId(3000)) == newest
+
+
+def test_the_diary_is_paged_newest_first(store: TaskStore) -> None:
+    lines = [EventRecord(id=number, at=0.0, kind="k", text=str(number)) for number in range(1, 6)]
+    store.write(Group(events=lines))
+    assert store.events(limit=2) == [lines[4], lines[3]]
+    assert store.events(before=3) == [lines[1], lines[0]]
+    assert store.last_event_id() == 5
+
+
+def test_the_audit_log_can_be_read_with_sqlite(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.sqlite"
+    store = TaskStore.open(path)
+    store.write(Group(audits=[AUDIT, AUDIT]))
+    store.close()
+    assert path.stat().st_mode & 0o777 == 0o600
+    connection = sqlite3.connect(path)
+    rows = connection.execute("SELECT id, actor, method, outcome FROM audit").fetchall()
+    connection.close()
+    assert rows == [(1, "alice", "task.submit", "ok"), (2, "alice", "task.submit", "ok")]
+
+
+def test_a_full_disk_keeps_nothing_of_the_group_and_the_store_goes_on(
+    store: TaskStore, tmp_path: Path
+) -> None:
+    batch, tasks = a_batch(1000, 2)
+    put(store, batch, tasks)
+    large, many = a_batch(5000, 4)
+    many[3].reason = "x" * 5_000_000
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # As near to a full disk as comes without one: the kernel refuses to let files grow.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        with pytest.raises(Unavailable, match=r"tasks\.sqlite failed") as caught:
+            put(store, large, many)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "nothing of this change was kept" in caught.value.hint
+    assert [task.id for task in store.live_tasks()] == [task.id for task in tasks]
+    put(store, large, many)
+    assert len(list(store.live_tasks())) == 6
