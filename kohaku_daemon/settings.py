@@ -231,7 +231,7 @@ def _explanations(owner: type) -> dict[str, list[str]]:
     lines: list[str] = []
     for line in textwrap.dedent(inspect.getsource(owner)).splitlines():
         if comment := re.match(r"\s*#: ?(.*)", line):
-            lines.append(comment[1])
+            lines.append(comment[1].replace("``", '"'))  # the mark of code means nothing in TOML
             continue
         if field := re.match(r"    (\w+):", line):
             found[field[1]] = lines

@@ -137,6 +137,7 @@ class HostLoop:
             )
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         refusal = self._handle(event, future)
+        self._wake.set()
         if refusal is not None:
             if audit is not None:
                 self.audit(audit, outcome=refusal.error.code)
@@ -148,6 +149,7 @@ class HostLoop:
     def tell(self, event: ClusterEvent) -> None:
         """Handle something that happened and that nobody waits for."""
         self._handle(event, None)
+        self._wake.set()
 
     def audit(self, record: AuditRecord, outcome: str = "ok") -> None:
         """Keep a line of who did what."""
@@ -190,7 +192,6 @@ class HostLoop:
                 refusal = action
             else:
                 self._gather(action, future)
-        self._wake.set()
         return refusal
 
     def _gather(self, action: ClusterAction, future: asyncio.Future[object] | None) -> None:

@@ -45,6 +45,8 @@ def _units(what: str) -> dict[Path, str]:
     made = {}
     if what in ("host", "all"):
         host = host_config.load({})
+        # systemd opens the way to this folder before the host could make it.
+        host.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         made[folder / units.HOST] = units.host(host_config.config_file(), host.data)
     if what in ("runner", "all"):
         runner = runner_config.load({})

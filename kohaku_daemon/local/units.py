@@ -36,7 +36,6 @@ UMask=0077
 # The host coordinates and starts no program: it needs its folder and the network.
 ReadWritePaths={data}
 ProtectSystem=strict
-PrivateTmp=yes
 ProtectKernelTunables=yes
 ProtectKernelModules=yes
 ProtectControlGroups=yes
@@ -74,7 +73,6 @@ Delegate=yes
 DelegateSubgroup=kohaku-daemons
 # A task killed for its memory is that task's end, not the runner's.
 OOMPolicy=continue
-OOMScoreAdjust=-500
 # Tasks count here too.
 TasksMax=infinity
 LimitNOFILE=1048576

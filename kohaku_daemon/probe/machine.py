@@ -94,10 +94,11 @@ def parse_memory_cgroup(text: str) -> tuple[str, str]:
     """
     unified = ""
     for line in text.splitlines():
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
         if "memory" in controllers.split(","):
             return f"memory{path}", "memory.limit_in_bytes"
-        if not controllers:
+        if not controllers:  # version 2's line
             unified = path
     return unified.lstrip("/"), "memory.max"
 

@@ -62,7 +62,7 @@ class RunnerConfig:
     #: Largest file for each output of a task. What exceeds it is dropped, and the log says so.
     log_cap: Size = 64 * 2**20
     #: How long output and scratch folder of an ended task are kept.
-    log_keep_s: Annotated[float, Between(0)] = 30 * _DAY
+    log_keep_s: float = 30 * _DAY
     #: Longest wait between two tries to reach the host.
     reconnect_max_s: Annotated[float, Between(0.1)] = 30.0
     #: What is logged: this level and worse.

@@ -1,0 +1,253 @@
+"""One open link to the host, from register to its end.
+
+Knows: the order of things on a link: say everything, take orders, report what changes, beat.
+Does not know: how the link came to be, or when to dial again (``uplink``).
+
+Whatever goes wrong with a call ends the link: on the next one everything is said anew, so
+nothing has to be remembered of a link that failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Final, NoReturn, Protocol
+
+from kohaku_daemon.core.node.engine import NodeEngine
+from kohaku_daemon.core.node.events import (
+    KillOrdered,
+    NodeEvent,
+    PauseOrdered,
+    ReportsTaken,
+    ResumeOrdered,
+    StartOrdered,
+)
+from kohaku_daemon.core.workload import Launch
+from kohaku_daemon.runner.loop import NodeLoop
+from kohaku_daemon.runner.outbox import Outbox, pages
+from kohaku_daemon.supervise import spawn
+from protocol.connection import Connection, ItemStream
+from protocol.errors import KohakuError, TimedOut, Unavailable
+from protocol.messages.runner import (
+    AttemptReport,
+    OrderKill,
+    OrderPause,
+    OrderResume,
+    Orders,
+    OrdersEnded,
+    OrderStart,
+    OrderStream,
+    Register,
+    Registered,
+    Report,
+    TakeOrders,
+)
+from protocol.methods import (
+    RUNNER_HEARTBEAT,
+    RUNNER_ORDERS,
+    RUNNER_REGISTER,
+    RUNNER_REPORT,
+)
+from protocol.models.node import Inventory, Readings
+
+#: Groups of orders that may wait here.
+_WINDOW: Final = 8
+#: Seconds the host has to answer what it must first commit.
+_COMMIT_S: Final = 60.0
+#: Seconds our own disk and readers have before a link is given up.
+_OWN_S: Final = 30.0
+#: A heartbeat without answer for so many periods, or seconds, ends the link.
+_BEATS_MISSED: Final = 5
+_BEAT_LEAST_S: Final = 10.0
+
+
+class Instrument(Protocol):
+    """What a link tells of the machine."""
+
+    @property
+    def latest(self) -> Readings:
+        """What was read last."""
+
+    async def inventory(self) -> Inventory:
+        """Describe the machine."""
+
+
+class Planner(Protocol):
+    """Who knows the backends."""
+
+    def plan(self, launch: Launch) -> StartOrdered:
+        """Turn the order to launch into an event."""
+
+
+class StreamServer(Protocol):
+    """Who serves data streams."""
+
+    async def serve(self, order: OrderStream) -> None:
+        """Serve one until its end. Raises nothing."""
+
+
+class Link:
+    """What is said on a connection that the host has welcomed."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        instance: str,
+        loop: NodeLoop,
+        outbox: Outbox,
+        planner: Planner,
+        instrument: Instrument,
+        streams: StreamServer,
+    ) -> None:
+        self._node = node
+        self._instance = instance
+        self._loop = loop
+        self._outbox = outbox
+        self._planner = planner
+        self._instrument = instrument
+        self._streams = streams
+
+    async def register(self, connection: Connection) -> Registered:
+        """Say what this node has and every launch it knows.
+
+        Raises:
+            KohakuError: The host refused, or the link broke.
+            Unavailable: The vault cannot be written, so nothing may be said.
+        """
+        try:
+            async with asyncio.timeout(_OWN_S):
+                inventory = await self._instrument.inventory()
+                attempts = await self._loop.ask(self._say_all)
+        except TimeoutError:
+            reason = self._loop.trouble or "the machine cannot be read"
+            raise Unavailable(f"nothing can be said to the host: {reason}") from None
+        groups = list(pages(attempts)) or [()]
+        for group in groups[:-1]:
+            await self._register(connection, inventory, group, more=True)
+        registered = await self._register(connection, inventory, groups[-1], more=False)
+        self._loop.post(ReportsTaken(attempts))
+        return registered
+
+    async def serve(self, connection: Connection, registered: Registered) -> KohakuError:
+        """Take orders and report until the link ends; give why it did."""
+        async with connection.stream(RUNNER_ORDERS, TakeOrders(), window=_WINDOW) as orders:
+            return await _until_one_ends(
+                self._take_orders(orders),
+                self._report(connection),
+                self._beat(connection, registered.heartbeat_s),
+                _wait_closed(connection),
+            )
+
+    def _say_all(self, engine: NodeEngine) -> tuple[AttemptReport, ...]:
+        # What waits in the outbox is no newer than what the engine says now.
+        self._outbox.clear()
+        return engine.attempts()
+
+    async def _register(
+        self,
+        connection: Connection,
+        inventory: Inventory,
+        attempts: tuple[AttemptReport, ...],
+        *,
+        more: bool,
+    ) -> Registered:
+        params = Register(
+            instance=self._instance,
+            inventory=inventory,
+            attempts=attempts,
+            more=more,
+            node=self._node,
+        )
+        return await connection.call(RUNNER_REGISTER, params, timeout_s=_COMMIT_S)
+
+    async def _take_orders(self, orders: ItemStream[Orders, OrdersEnded]) -> NoReturn:
+        serving: set[asyncio.Task[None]] = set()
+        try:
+            async for group in orders:
+                for order in group.orders:
+                    if isinstance(order, OrderStream):
+                        job = spawn(self._streams.serve(order), name=f"stream {order.stream}")
+                        serving.add(job)
+                        job.add_done_callback(serving.discard)
+                    else:
+                        self._loop.post(self._event_of(order))
+                # No more is taken than the disk can follow.
+                await self._loop.committed()
+        finally:
+            # Streams end with the link that ordered them: if the host is gone without a word,
+            # it is the link that notices.
+            for job in serving:
+                job.cancel()
+        raise Unavailable("the host let go of the link")
+
+    def _event_of(self, order: OrderStart | OrderKill | OrderPause | OrderResume) -> NodeEvent:
+        match order:
+            case OrderStart():
+                launch = Launch(
+                    task=order.task,
+                    attempt=order.attempt,
+                    batch=order.batch,
+                    index=order.index,
+                    size=order.size,
+                    spec=order.spec,
+                    claim=order.claim,
+                )
+                return self._planner.plan(launch)
+            case OrderKill():
+                return KillOrdered(order.task, order.attempt, order.grace_s)
+            case OrderPause():
+                return PauseOrdered(order.task, order.attempt)
+            case OrderResume():
+                return ResumeOrdered(order.task, order.attempt)
+
+    async def _report(self, connection: Connection) -> NoReturn:
+        """Say what has changed: one call under way, and what gathers meanwhile in the next."""
+        while True:
+            group = await self._outbox.take()
+            await connection.call(RUNNER_REPORT, Report(group), timeout_s=_COMMIT_S)
+            self._loop.post(ReportsTaken(group))
+
+    async def _beat(self, connection: Connection, period_s: float) -> NoReturn:
+        clock = asyncio.get_running_loop()
+        patience_s = max(_BEAT_LEAST_S, _BEATS_MISSED * period_s)
+        due = clock.time()
+        while True:
+            if not self._loop.trouble:
+                # A runner that cannot remember what it starts is given nothing: it falls
+                # silent, and the host counts it as away until it is well.
+                latest = self._instrument.latest
+                await connection.call(RUNNER_HEARTBEAT, latest, timeout_s=patience_s)
+            due = max(due + period_s, clock.time())
+            await asyncio.sleep(due - clock.time())
+
+
+async def _wait_closed(connection: Connection) -> NoReturn:
+    # Waited for, not awaited: that would cancel the future of somebody else with us.
+    await asyncio.wait({connection.closed})
+    raise Unavailable(f"the link ended: {connection.closed.result()}")
+
+
+async def _until_one_ends(*works: Coroutine[Any, Any, NoReturn]) -> KohakuError:
+    """Run all until the first fails, and give why; the others are cancelled.
+
+    By hand and not by a TaskGroup: before Python 3.13 that one forgets that it was cancelled
+    from outside when a job fails at the same time.
+    """
+    jobs = [spawn(_reason(work), name="link") for work in works]
+    try:
+        done, _ = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
+        return done.pop().result()
+    finally:
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+
+
+async def _reason(work: Coroutine[Any, Any, NoReturn]) -> KohakuError:
+    try:
+        await work
+    except TimedOut as error:
+        return Unavailable(f"the host does not answer: {error.message}")
+    except KohakuError as error:
+        return error
