@@ -336,7 +336,7 @@ def _decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
 
 
 def _count_containers(data: bytes) -> int:
-    """Give a bound: text has such bytes too, but never so many of them."""
+    """Give a bound: text has such bytes too, in kana two of three. 192 KiB of it pass."""
     return len(data) - len(data.translate(None, _CONTAINERS))
 
 

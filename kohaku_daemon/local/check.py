@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import importlib.util
 import json
 import os
 import platform
@@ -165,9 +166,7 @@ def _advise_cgroups() -> str:
 
 
 def _gpus() -> Part:
-    try:
-        import pynvml  # noqa: F401  only whether it is there
-    except ImportError:
+    if importlib.util.find_spec("pynvml") is None:
         advice = "for NVIDIA GPUs: pip install 'kohakuriver[gpu]'"
         return Part("gpus", Verdict.MISSING, "nvidia-ml-py is not installed", advice)
     gpus = Gpus(Path("/"))

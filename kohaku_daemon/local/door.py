@@ -7,25 +7,18 @@ Does not know: what is asked of it.
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from protocol import contexts
 from protocol.client import Connection
 from protocol.errors import KohakuError, Unavailable
 
-#: Addresses that mean "all of this machine's" and cannot be dialled everywhere.
-_UNSPECIFIED = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
-
 
 def url_of(data: Path) -> str | None:
     """Give the address of a host that is ready, as this machine reaches it."""
     try:
-        url = (data / "host.url").read_text(encoding="ascii").strip()
+        return (data / "host.url").read_text(encoding="ascii").strip()
     except FileNotFoundError:
         return None
-    parts = urlsplit(url)
-    address = _UNSPECIFIED.get(parts.hostname or "")
-    return url if address is None else f"{parts.scheme}://{address}:{parts.port}"
 
 
 def forget_url(data: Path) -> None:

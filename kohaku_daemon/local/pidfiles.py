@@ -154,7 +154,9 @@ def _lock(path: Path, what: str) -> int:
             os.close(fd)
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise KohakuError(f"cannot lock {path}: {error.strerror}") from error
-            raise Conflict(f"{what} already runs as process {pid}") from None
+            raise Conflict(
+                f"{what} already runs as process {pid}", hint=f"to stop it first: kill {pid}"
+            ) from None
         if _is_at(path, fd):
             return fd
         # The one before us removed its file between our open and our lock.

@@ -179,6 +179,7 @@ class Link:
             # it is the link that notices.
             for job in serving:
                 job.cancel()
+            await asyncio.gather(*serving, return_exceptions=True)
         raise Unavailable("the host let go of the link")
 
     def _event_of(self, order: OrderStart | OrderKill | OrderPause | OrderResume) -> NodeEvent:

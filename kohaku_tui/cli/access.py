@@ -142,7 +142,7 @@ def use_context(name: ContextName) -> None:
 def show_context(
     name: Annotated[
         str,
-        typer.Argument(metavar="[NAME]", autocompletion=complete_contexts, show_default=False),
+        typer.Argument(metavar="NAME", autocompletion=complete_contexts, show_default=False),
     ] = "",
     *,
     as_json: AsJson = False,

@@ -29,7 +29,7 @@ def call(
     name: MethodName,
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", show_default=False),
+        typer.Argument(metavar="KEY=VALUE", show_default=False),
     ] = None,
     *,
     as_json: AsJson = False,

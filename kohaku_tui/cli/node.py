@@ -100,7 +100,7 @@ def undrain(nodes: NodeNames, *, as_json: AsJson = False, context: OnContext = "
 def label(
     node: OneNodeName,
     labels: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", show_default=False)
     ] = None,
     unset: Annotated[
         list[str] | None, typer.Option("--unset", metavar="KEY", help="Take a label off.")

@@ -63,9 +63,7 @@ def an_inventory(
             NumaNode(number, tuple(range(number * share, (number + 1) * share)), memory // numa)
             for number in range(numa)
         ),
-        gpus=tuple(
-            Gpu(index, f"GPU-{index}", numa=index * numa // gpus) for index in range(gpus)
-        ),
+        gpus=tuple(Gpu(index, f"GPU-{index}", numa=index * numa // gpus) for index in range(gpus)),
         backends=backends,
         default_backend=backends[0].name if backends else "",
         max_tasks=max_tasks,

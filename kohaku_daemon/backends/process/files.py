@@ -35,8 +35,21 @@ def write_text(path: str, text: str) -> None:
     Raises:
         OSError: It cannot be written, or not whole.
     """
+    _write(path, os.O_CREAT | os.O_TRUNC, text)
+
+
+def append_text(path: str, text: str) -> None:
+    """Add to the end of a small file that exists, in one call.
+
+    Raises:
+        OSError: It cannot be written, or not whole.
+    """
+    _write(path, os.O_APPEND, text)
+
+
+def _write(path: str, flags: int, text: str) -> None:
     data = text.encode("utf-8", "surrogateescape")
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags, 0o644)
     try:
         while data:
             data = data[os.write(descriptor, data) :]

@@ -97,6 +97,9 @@ def main(descriptor: int) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.umask(0o022)
     os.chdir("/")
+    # For all that comes after, so that it is done once: none of us runs a set-uid program.
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    linux.bound_capabilities()
     # Collected objects are written to, which would copy the pages shims share.
     gc.disable()
     gc.freeze()

@@ -7,6 +7,7 @@ only: the launcher runs it without site-packages.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from typing import Final
 
@@ -85,8 +86,8 @@ def prctl(option: int, argument: int | bytes = 0) -> None:
     _check(_libc.prctl(option, value, zero, zero, zero))
 
 
-def drop_capabilities() -> None:
-    """Give up every capability for good, whatever the process is or will run.
+def bound_capabilities() -> None:
+    """Give up gaining any capability by running a program, for good and for all children.
 
     Raises:
         OSError: The kernel refused.
@@ -95,16 +96,16 @@ def drop_capabilities() -> None:
         try:
             prctl(PR_CAPBSET_DROP, number)
         except OSError as error:
-            # EINVAL: past the kernel's last capability. EPERM: we hold nothing that could
-            # drop it, so there is nothing to give up either but what capset clears below.
-            if error.errno not in (1, 22):
+            # EINVAL: past the kernel's last capability. EPERM: an ordinary user may not, and
+            # gains nothing anyway once no_new_privs is set.
+            if error.errno not in (errno.EPERM, errno.EINVAL):
                 raise
             break
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
 
 
 def clear_capabilities() -> None:
-    """Empty the effective, permitted and inheritable sets of the calling process.
+    """Give up every capability the calling process holds.
 
     Raises:
         OSError: The kernel refused.

@@ -1,12 +1,13 @@
 """What a launch leaves in its state folder, so that any later runner can find it again.
 
-``keeper`` says who holds the launch. It appears whole, once, and never changes: it is made
-by ``link(2)``, which fails if the name exists. The shim makes it before it runs anything; a
-runner that decides "this never started" makes it in the shim's place, and the shim, however
-late it comes, then finds the launch taken and runs nothing. ``exit`` says how it ended, and
-is renamed into place.
+One file, ``keeper``, of at most two lines of JSON. The first says who holds the launch. It
+appears whole and never changes: the file is made by ``link(2)``, which fails if the name
+exists. The shim makes it before it runs anything; a runner that decides "this never started"
+makes it in the shim's place, and the shim, however late it comes, then finds the launch taken
+and runs nothing. The second line says how the launch ended. It is appended by one ``write``
+into a block the file already has, so that a disk the task itself has filled loses no exit.
 
-Nothing is synced to the disk: a power cut may take both files, and is recognised by the boot
+Nothing is synced: a power cut may take the file or its content, and is recognised by the boot
 id, which the handle carries too. Standard library only: the launcher runs it without
 site-packages.
 """
@@ -17,10 +18,9 @@ import json
 import os
 from typing import Any, Final, NamedTuple, TypedDict
 
-from kohaku_daemon.backends.process.files import read_text, write_text
+from kohaku_daemon.backends.process.files import append_text, read_text, write_text
 
-_KEEPER: Final = "keeper"
-_EXIT: Final = "exit"
+_FILE: Final = "keeper"
 
 
 class GroupPlan(TypedDict):
@@ -119,9 +119,10 @@ def take(folder: str, keeper: Keeper) -> bool:
     Raises:
         OSError: The folder is gone or cannot be written.
     """
-    draft = _write_draft(folder, _KEEPER, keeper._asdict())
+    draft = f"{folder}/.{_FILE}.{os.getpid()}"
+    write_text(draft, json.dumps(keeper) + "\n")
     try:
-        os.link(draft, f"{folder}/{_KEEPER}")
+        os.link(draft, f"{folder}/{_FILE}")
     except FileExistsError:
         return False
     finally:
@@ -129,38 +130,33 @@ def take(folder: str, keeper: Keeper) -> bool:
     return True
 
 
-def read_keeper(folder: str) -> Keeper | None:
-    """Read who holds a launch; None if nobody has decided yet."""
-    found = _read(folder, _KEEPER)
-    return None if found is None else Keeper(**found)
-
-
 def write_ending(folder: str, ending: Ending) -> None:
-    """Record how a launch ended, all or nothing.
+    """Record how a launch ended, below its keeper.
 
     Raises:
         OSError: The folder is gone or cannot be written.
     """
-    os.rename(_write_draft(folder, _EXIT, ending._asdict()), f"{folder}/{_EXIT}")
+    append_text(f"{folder}/{_FILE}", json.dumps(ending) + "\n")
+
+
+def read_keeper(folder: str) -> Keeper | None:
+    """Read who holds a launch; None if nobody has decided yet."""
+    fields = _read_line(folder, 0)
+    return None if fields is None else Keeper(*fields)
 
 
 def read_ending(folder: str) -> Ending | None:
     """Read how a launch ended; None if that is not recorded."""
-    found = _read(folder, _EXIT)
-    return None if found is None else Ending(**found)
+    fields = _read_line(folder, 1)
+    return None if fields is None else Ending(*fields)
 
 
-def _write_draft(folder: str, name: str, content: dict[str, Any]) -> str:
-    path = f"{folder}/.{name}.{os.getpid()}"
-    write_text(path, json.dumps(content))
-    return path
-
-
-def _read(folder: str, name: str) -> dict[str, Any] | None:
+def _read_line(folder: str, number: int) -> list[Any] | None:
     try:
-        content: dict[str, Any] = json.loads(read_text(f"{folder}/{name}"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        *lines, _ = read_text(f"{folder}/{_FILE}").split("\n")
+        fields: list[Any] = json.loads(lines[number])
+    except (FileNotFoundError, NotADirectoryError, IndexError, ValueError):
         # ValueError: a power cut may leave the name without its content (ext4 writes data
         # after names). That is as good as no file: the boot id tells what happened.
         return None
-    return content
+    return fields

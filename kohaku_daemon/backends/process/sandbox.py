@@ -45,6 +45,7 @@ def make_user_namespace() -> None:
         ("gid_map", f"{gid} {gid} 1"),
     ):
         write_text(f"/proc/self/{name}", text)
+    linux.bound_capabilities()  # a new user namespace begins with all of them
 
 
 def die_with(parent: int) -> None:
@@ -172,8 +173,7 @@ def _cover(paths: set[str]) -> list[str]:
 
 
 def _drop_rights(uid: int) -> None:
-    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-    linux.drop_capabilities()
+    # The launcher has set no_new_privs for all that comes after it.
     if uid >= 0:
         os.setgroups([])
         os.setresgid(uid, uid, uid)

@@ -1,0 +1,125 @@
+"""Which node of several: filter, rank, what is kept free, and the verdict people read."""
+
+from typing import Any
+
+from kohaku_daemon.core.placement.choose import choose_claim
+from kohaku_daemon.core.placement.place import Site, candidates, choose_held, place, verdict
+from kohaku_daemon.core.placement.request import Request
+from protocol.ids import NodeName, TaskId
+from protocol.models.node import BackendInfo
+from protocol.models.task import Claim, NodeVerdict
+from tests.support.builders import an_inventory
+
+
+def a_site(name: str, *claims: Claim, closed: str = "", **hardware: Any) -> Site:
+    labels = hardware.pop("labels", {})
+    site = Site(NodeName(name), labels=labels, closed=closed)
+    site.books.refit(an_inventory(**hardware))
+    for number, claim in enumerate(claims, 1):
+        site.books.enter(TaskId(number), claim)
+    return site
+
+
+def chosen(request: Request, *sites: Site, held: tuple[str, ...] = ()) -> str | None:
+    found = place(request, sites, [NodeName(name) for name in held])
+    if found is None:
+        return None
+    site, claim = found
+    assert claim == choose_claim(request, site.books)
+    return site.name
+
+
+def test_small_tasks_spread_by_share_of_free_cores() -> None:
+    half, idle = a_site("a", Claim(cores=(0, 1))), a_site("b", cores=2)
+    assert chosen(Request(cores=1), half, idle) == "b"
+
+
+def test_equal_nodes_are_taken_by_name() -> None:
+    assert chosen(Request(cores=1), a_site("b"), a_site("a")) == "a"
+
+
+def test_a_task_without_gpus_leaves_gpu_nodes_open() -> None:
+    busy = a_site("cpu", Claim(cores=(0, 1, 2)))
+    assert chosen(Request(cores=1), a_site("gpu", gpus=2), busy) == "cpu"
+    assert chosen(Request(cores=2), a_site("gpu", gpus=2), busy) == "gpu"
+
+
+def test_a_gpu_task_goes_where_it_leaves_fewest_gpus_idle() -> None:
+    assert chosen(Request(gpus=2), a_site("eight", gpus=8), a_site("two", gpus=2)) == "two"
+
+
+def test_closed_held_full_and_unsuitable_nodes_are_passed_over() -> None:
+    full = a_site("a", Claim(cores=(0, 1, 2, 3)))
+    closed = a_site("b", closed="the node is draining")
+    other = a_site("c", labels={"zone": "x"})
+    sick = a_site("d", labels={"zone": "y"}, backends=(BackendInfo("process", False, "broken"),))
+    good, held = a_site("y", labels={"zone": "y"}), a_site("h", labels={"zone": "y"})
+    request = Request(cores=1, labels=(("zone", "y"),))
+    assert chosen(request, full, closed, other, sick, held, good, held=("h",)) == "y"
+    assert chosen(request, full, closed, other, sick, held, held=("h",)) is None
+
+
+def test_a_named_node_is_the_only_one_asked() -> None:
+    sites = {site.name: site for site in (a_site("a"), a_site("b"))}
+    assert [site.name for site in candidates(Request(node="b"), sites)] == ["b"]
+    assert list(candidates(Request(node="gone"), sites)) == []
+    assert [site.name for site in candidates(Request(), sites)] == ["a", "b"]
+
+
+def kept(request: Request, *sites: Site, before: str = "", held: tuple[str, ...] = ()) -> str:
+    site = choose_held(
+        request, sites, [NodeName(name) for name in held], NodeName(before) if before else None
+    )
+    return site.name if site is not None else ""
+
+
+def test_the_node_kept_free_lacks_least_and_stays_the_same() -> None:
+    near, far = a_site("near", Claim(cores=(0,))), a_site("far", Claim(cores=(0, 1)))
+    assert kept(Request(cores=4), near, far) == "near"
+    assert kept(Request(cores=4), near, far, before="far") == "far"
+    assert kept(Request(cores=4), near, far, held=("near",)) == "far"
+    far.closed = "the node is draining"
+    assert kept(Request(cores=4), near, far, before="far") == "near"
+
+
+def test_no_node_is_kept_free_for_what_could_never_be_there() -> None:
+    assert kept(Request(cores=5), a_site("a")) == ""
+    assert kept(Request(cores=4, labels=(("x", "y"),)), a_site("a")) == ""
+    broken = a_site("b", gpus=2)
+    broken.books.refit(broken.books.inventory, {"GPU-1": "fell off the bus"})
+    assert kept(Request(gpus=2), broken) == ""
+    assert kept(Request(gpus=1), broken) == "b"
+
+
+def said(request: Request, site: Site, held_for: str = "") -> tuple[bool, bool, tuple[str, ...]]:
+    one = verdict(request, site, held_for)
+    assert isinstance(one, NodeVerdict)
+    assert one.node == site.name
+    return one.fits_now, one.could_ever, one.reasons
+
+
+def test_verdicts() -> None:
+    busy = a_site("a", Claim(cores=(0, 1, 2)), gpus=1)
+    assert said(Request(cores=1), busy) == (True, True, ())
+    assert said(Request(cores=2), busy) == (False, True, ("2 cores wanted, 1 of 4 free",))
+    assert said(Request(cores=5), busy) == (False, False, ("5 cores wanted, 1 of 4 free",))
+    assert said(Request(node="b"), busy) == (False, False, ("the task wants node b",))
+    assert said(Request(labels=(("x", "y"),)), busy) == (
+        False, False, ("label x=y wanted, this node has none",),
+    )  # fmt: skip
+
+
+def test_a_verdict_tells_who_the_node_is_kept_for_only_if_nothing_else_is_wrong() -> None:
+    site, why = a_site("a", Claim(cores=(0,))), "kept free for task 7"
+    assert said(Request(cores=1), site, why) == (False, True, (why,))
+    assert said(Request(cores=4), site, why) == (False, True, ("4 cores wanted, 3 of 4 free",))
+
+
+def test_what_is_out_of_service_may_come_back() -> None:
+    site = a_site("a", gpus=1, closed="the node is draining")
+    site.books.refit(site.books.inventory, {"GPU-0": "fell off the bus"})
+    assert said(Request(gpus=1), site) == (
+        False,
+        True,
+        ("the node is draining", "1 GPU wanted, 0 of 1 free, 1 out of service"),
+    )

@@ -1,0 +1,142 @@
+"""What no cluster could carry out is refused by name; everything else is let through."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from kohaku_daemon.core.task.validation import batch_size, check_labels, check_submission
+from protocol.errors import BadRequest
+from protocol.messages.task import LARGEST_BATCH, SubmitTask
+from protocol.models.target import Target, parse_target
+from protocol.models.task import TaskSpec
+from tests.support.builders import a_spec
+
+FINE = SubmitTask(request_id="request-1", spec=a_spec())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"name": "x" * 128, "priority": -1000, "grace_s": 0.0},
+        {"env": {"PATH": "/bin", "_": ""}, "workdir": "/data", "labels": {"gpu": "a100", "x": ""}},
+        {"cores": 0, "memory": 0, "gpus": 0},
+        {"cores": 64, "memory": 2**20, "gpus": 8, "priority": 1000, "grace_s": 3600.0},
+        {"command": ("echo", "", "\n", "ünïcödé")},
+        {"command": ("x" * 96 * 1024,)},
+    ],
+)
+def test_a_reasonable_spec_is_let_through(changes: dict[str, Any]) -> None:
+    check_submission(replace(FINE, spec=a_spec(**changes)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"command": ()}, "there is no command"),
+        ({"command": ("", "x")}, "there is no command"),
+        ({"command": ("a\0b",)}, "the command contains a NUL character"),
+        ({"command": ("x" * 96 * 1024, "y")}, "the command is longer than 96 KiB"),
+        # It is bytes that have to fit into an order, and an umlaut has two of them.
+        ({"command": ("ü" * 60 * 1024,)}, "the command is longer than 96 KiB"),
+        ({"name": "x" * 129}, "name must be at most 128 printable characters"),
+        ({"name": "a\x1b[2J"}, "name must be at most 128 printable characters"),
+        ({"env": {"A B": ""}}, "env: 'A B' is not a name of a variable"),
+        ({"env": {"": ""}}, "env: '' is not a name of a variable"),
+        ({"env": {"KOHAKU_TASK_ID": "1"}}, "env: KOHAKU_TASK_ID is set by the cluster"),
+        ({"env": {"A": "\0"}}, "env: the value of A contains a NUL character"),
+        ({"env": {"A": "x" * 65536}}, "env holds more than 64 KiB"),
+        ({"env": {"A": "ü" * 40000}}, "env holds more than 64 KiB"),
+        ({"labels": {"gpu": "a 100"}}, "gpu=a 100 cannot be a label"),
+        ({"labels": {"": "x"}}, "=x cannot be a label"),
+        ({"workdir": "data"}, "workdir 'data' is not an absolute path"),
+        ({"workdir": "/a\0b"}, r"workdir '/a\x00b' is not an absolute path"),
+        ({"cores": -1}, "cores must be 0 to 65536, not -1"),
+        ({"cores": 65537}, "cores must be 0 to 65536, not 65537"),
+        ({"memory": -1}, "memory must be 0 or more bytes, not -1"),
+        ({"memory": 64}, "memory of 64 bytes is less than 1 MiB"),
+        ({"gpus": -1}, "gpus must be 0 to 1024, not -1"),
+        ({"priority": 1001}, "priority must be -1000 to 1000, not 1001"),
+        ({"grace_s": -0.5}, "grace must be 0 to 3600 seconds, not -0.5"),
+        ({"grace_s": float("nan")}, "grace must be 0 to 3600 seconds, not nan"),
+    ],
+)
+def test_a_spec_that_makes_no_sense_is_refused_by_name(changes: dict[str, Any], words: str) -> None:
+    assert _refusal(replace(FINE, spec=a_spec(**changes))) == words
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"request_id": "short"}, "request_id must be 8 to 64 printable characters without spaces"),
+        (
+            {"request_id": "with a space"},
+            "request_id must be 8 to 64 printable characters without spaces",
+        ),
+        ({"array": 2, "rows": ({},)}, "targets, array and rows were given together"),
+        (
+            {"array": -1, "targets": (Target("n1"),)},
+            "targets, array and rows were given together",
+        ),
+        ({"array": -1}, "a batch has 1 to 100000 tasks"),
+        ({"array": LARGEST_BATCH + 1}, "a batch has 1 to 100000 tasks"),
+        ({"rows": ({},) * (LARGEST_BATCH + 1)}, "a batch has 1 to 100000 tasks"),
+        ({"targets": (Target("n1"),) * (LARGEST_BATCH + 1)}, "a batch has 1 to 100000 tasks"),
+        ({"rows": ({"A": "1"}, {"A-": "2"})}, "rows: 'A-' is not a name of a variable"),
+        ({"rows": ({"A": "x" * 60000},) * 80}, "rows hold more than 4 MiB"),
+        ({"targets": (Target("n1", None, (0, 0)),)}, "target 'n1::0,0' names a GPU twice"),
+        ({"targets": (Target("n1", -1),)}, "n1: NUMA nodes and GPUs are counted from 0"),
+        ({"targets": (Target("n1", None, (-1,)),)}, "n1: NUMA nodes and GPUs are counted from 0"),
+        (
+            {"targets": (parse_target("n1::0,1"),), "spec": a_spec(gpus=3)},
+            "n1: 2 GPUs named, 3 asked for",
+        ),
+    ],
+)
+def test_a_batch_that_makes_no_sense_is_refused(changes: dict[str, Any], words: str) -> None:
+    assert _refusal(replace(FINE, **changes)) == words
+
+
+def test_gpus_may_be_counted_and_named_if_both_agree() -> None:
+    targets = (parse_target("n1::0,1"),)
+    check_submission(replace(FINE, targets=targets, spec=a_spec(gpus=2)))
+    check_submission(replace(FINE, targets=targets))
+
+
+@pytest.mark.parametrize(
+    ("changes", "size"),
+    [({}, 1), ({"array": 7}, 7), ({"rows": ({}, {})}, 2), ({"targets": (Target("n1"),)}, 1)],
+)
+def test_how_many_tasks_a_submission_makes(changes: dict[str, Any], size: int) -> None:
+    assert batch_size(replace(FINE, **changes)) == size
+
+
+@settings(deadline=None)
+@given(st.builds(SubmitTask, request_id=st.text(max_size=70), spec=st.from_type(TaskSpec)))
+def test_whatever_comes_is_let_through_or_is_a_bad_request(request: SubmitTask) -> None:
+    try:
+        check_submission(request)
+    except BadRequest as error:
+        assert error.message
+    else:
+        assert 1 <= batch_size(request) <= LARGEST_BATCH
+
+
+@pytest.mark.parametrize("key", ["gpu", "a", "zone/rack-1", "A_b.c", "x" * 63])
+def test_a_label_that_can_be_written(key: str) -> None:
+    check_labels({key: "", "other": key})
+
+
+@pytest.mark.parametrize("key", ["", "-x", "x-", "a=b", "a b", "ä", "x" * 64, "a\n"])
+def test_a_label_that_cannot(key: str) -> None:
+    with pytest.raises(BadRequest, match="cannot be a label"):
+        check_labels({key: "v"})
+
+
+def _refusal(request: SubmitTask) -> str:
+    with pytest.raises(BadRequest) as caught:
+        check_submission(request)
+    return caught.value.message
