@@ -22,6 +22,7 @@ from protocol.framing import MAX_MESSAGE, decode_value
 from protocol.messages.hello import Hello, Welcome
 from protocol.methods import HELLO, METHODS, Door, Method, StreamingMethod
 from protocol.session import (
+    HELLO_TIMEOUT_S,
     KEEP_ALIVE_S,
     Called,
     CancelAsked,
@@ -104,17 +105,23 @@ class Served:
         *,
         door: Door = Door.CLIENT,
         keep_alive_s: float = KEEP_ALIVE_S,
+        hello_timeout_s: float = HELLO_TIMEOUT_S,
     ) -> None:
         self._request = request
         self._responder = responder
         self._door = door
         self._session = Session(
-            "accepting", asyncio.get_running_loop().time(), keep_alive_s=keep_alive_s
+            "accepting",
+            asyncio.get_running_loop().time(),
+            keep_alive_s=keep_alive_s,
+            hello_timeout_s=hello_timeout_s,
         )
         self._socket = web.WebSocketResponse(
             compress=False, max_msg_size=MAX_MESSAGE + 1, timeout=1.0
         )
-        self._carrier = Carrier(self._socket, self._session, self._take, holds_back=True)
+        self._carrier = Carrier(
+            self._socket, self._session, self._take, holds_back=True, abort=self._abort
+        )
         self._jobs: dict[int, asyncio.Task[msgspec.Struct]] = {}
         self._sinks: dict[int, ItemSink] = {}
         #: Address of the peer, as seen by the kernel.
@@ -144,6 +151,10 @@ class Served:
         """Close the connection; ``run`` returns soon after."""
         self._session.end(code, reason)
         self._carrier.flush()
+
+    def _abort(self) -> None:
+        if self._request.transport is not None:
+            self._request.transport.abort()
 
     # -- What comes in ----------------------------------------------------------------
 

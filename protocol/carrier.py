@@ -54,15 +54,18 @@ class Carrier:
         on_event: Callable[[SessionEvent], None],
         *,
         holds_back: bool,
+        abort: Callable[[], None] | None = None,
     ) -> None:
         """``holds_back``: read no more while the peer does not read.
 
         For the accepting end only: if both held back, both could wait for each other.
+        ``abort`` drops the transport at once, with what a peer that does not read left in it.
         """
         self._socket = socket
         self._session = session
         self._on_event = on_event
         self._holds_back = holds_back
+        self._abort = abort
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[Ended] = self._loop.create_future()
         self._to_write = asyncio.Event()
@@ -139,22 +142,25 @@ class Carrier:
                 await self._room.wait()
 
     async def _write(self) -> None:
+        try:
+            await self._write_on()
+        except TimeoutError:
+            self._session.end(CloseCode.SLOW_READER, "the peer does not read")
+            self.flush()
+        except (OSError, RuntimeError) as reason:
+            self._break(str(reason) or type(reason).__name__)
+        finally:
+            self._idle.set()  # nobody is left to wait for
+
+    async def _write_on(self) -> None:
         while True:
             await self._to_write.wait()
             self._to_write.clear()
             batch, self._unsent = self._unsent, []
-            try:
-                async with asyncio.timeout(WRITE_TIMEOUT_S):
-                    for data in batch:
-                        await self._socket.send_bytes(data)
-                        self._unsent_bytes -= len(data)
-            except TimeoutError:
-                self._session.end(CloseCode.SLOW_READER, "the peer does not read")
-                self.flush()
-                return
-            except (OSError, RuntimeError) as reason:
-                self._break(str(reason) or type(reason).__name__)
-                return
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                for data in batch:
+                    await self._socket.send_bytes(data)
+                    self._unsent_bytes -= len(data)
             if self._unsent_bytes <= ROOM:
                 self._room.set()
             if self._unsent_bytes == 0:
@@ -204,13 +210,18 @@ class Carrier:
         """Write what is left and close, without waiting long for a peer that may be gone."""
         try:
             async with asyncio.timeout(FAREWELL_S):
-                if ended.code in (CloseCode.BROKEN, CloseCode.SLOW_READER):
-                    await self._socket.close(code=CloseCode.GOING_AWAY)
-                else:
-                    await self._idle.wait()
-                    await self._socket.close(code=ended.code, message=_fit(ended.reason))
+                if ended.code == CloseCode.SLOW_READER:
+                    raise TimeoutError
+                await self._idle.wait()
+                await self._socket.close(code=_spoken(ended.code), message=_fit(ended.reason))
         except (TimeoutError, OSError, RuntimeError):
-            pass
+            if self._abort is not None:
+                self._abort()
+
+
+def _spoken(code: int) -> int:
+    """Give a code that may be sent: 1006 says that none was (RFC 6455 section 7.4.1)."""
+    return CloseCode.GOING_AWAY if code == CloseCode.BROKEN else code
 
 
 def _fit(reason: str) -> bytes:

@@ -12,6 +12,7 @@ order. Standard library only: it runs as ``python -I -S``.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -25,6 +26,10 @@ from kohaku_daemon.backends.process import linux, shim
 
 #: Its shim ended without an answer: whether the program ran is in the state folder, or lost.
 VANISHED: Final = "vanished"
+
+
+#: Milliseconds after which shims that have ended are reaped even if nothing else happens.
+_REAP_MS: Final = 1000
 
 
 class Launcher:
@@ -41,11 +46,12 @@ class Launcher:
     def serve(self) -> None:
         """Serve until the runner goes."""
         while True:
-            for descriptor, _ in self._poll.poll():
+            for descriptor, _ in self._poll.poll(_REAP_MS):
                 if descriptor != self._runner.fileno():
                     self._pass_answer(descriptor)
                 elif not self._take_requests():
                     return
+            _reap()
 
     def _take_requests(self) -> bool:
         received = self._runner.recv(1 << 18)
@@ -61,7 +67,6 @@ class Launcher:
         read, write = os.pipe()
         if os.fork() == 0:
             try:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 shim.keep(plan, write)
             except BaseException:
                 sys.excepthook(*sys.exc_info())  # to the log: the fork must not go on
@@ -81,6 +86,13 @@ class Launcher:
         self._runner.sendall(line.encode())
 
 
+def _reap() -> None:
+    # Kept off SIGCHLD: each shim would have to put that back for itself.
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
 def main(descriptor: int) -> None:
     """Run as a process of its own.
 
@@ -91,15 +103,18 @@ def main(descriptor: int) -> None:
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         # What our parent ignored, such as SIGHUP under nohup, the tasks need not.
         signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    # The kernel reaps the shims: nobody here waits for them.
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # Caught, not ignored: a write to whoever has gone then fails with an error, and exec gives
+    # the programs the default back without a call in each of them.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.umask(0o022)
     os.chdir("/")
     # For all that comes after, so that it is done once: none of us runs a set-uid program.
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     linux.bound_capabilities()
+    if os.geteuid() != 0:
+        linux.clear_capabilities()
     # Collected objects are written to, which would copy the pages shims share.
     gc.disable()
     gc.freeze()

@@ -83,8 +83,13 @@ def become(plan: LaunchPlan, parent: int) -> None:
             _build(plan["sandbox"], plan["scratch"], plan["uid"])
     with _step("give up its rights"):
         _drop_rights(plan["uid"])
-    die_with(parent)  # here, because a change of user forgets it (man 2 prctl)
-    _restore_defaults(plan)
+    if plan["sandbox"] is None and plan["group"] is None:
+        # Else the namespace or the cgroup tells what to end when the shim is killed. Here,
+        # because a change of user forgets it (man 2 prctl).
+        die_with(parent)
+    if plan["address_space"]:
+        limit = plan["address_space"]
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     with _step(f"enter its working directory {plan['workdir']}", named=False):
         os.chdir(plan["workdir"])
     _execute(plan["argv"], plan["env"])
@@ -177,17 +182,9 @@ def _drop_rights(uid: int) -> None:
     if uid >= 0:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
-    linux.clear_capabilities()
-
-
-def _restore_defaults(plan: LaunchPlan) -> None:
-    # Python ignores these two, and what is ignored stays so over exec.
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
-    if plan["address_space"]:
-        limit = plan["address_space"]
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        os.setresuid(uid, uid, uid)  # takes all capabilities from what was root
+    else:
+        linux.clear_capabilities()
 
 
 def _execute(argv: list[str], env: Mapping[str, str]) -> None:

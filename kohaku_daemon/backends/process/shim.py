@@ -22,7 +22,7 @@ import signal
 import time
 from typing import Final
 
-from kohaku_daemon.backends.process import linux, record, sandbox, tree
+from kohaku_daemon.backends.process import files, linux, record, sandbox, tree
 from kohaku_daemon.backends.process.group import Group
 from kohaku_daemon.backends.process.record import Ending, Keeper, LaunchPlan
 
@@ -48,9 +48,10 @@ def keep(plan: LaunchPlan, answer: int) -> None:
     os.closerange(3, answer)
     os.closerange(answer + 1, 1 << 20)
     os.setsid()
-    linux.prctl(linux.PR_SET_NAME, b"kohaku-shim")
-    # What a program leaves behind becomes the shim's child, so that it can be found.
-    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+    files.write_text("/proc/self/comm", "kohaku-shim")
+    if plan["group"] is None and plan["sandbox"] is None:
+        # What a program leaves behind becomes the shim's child, so that it can be found.
+        linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     me = os.pidfd_open(os.getpid())
     try:
         init = _start_init(plan, me)
@@ -119,7 +120,7 @@ def _start_init(plan: LaunchPlan, me: int) -> int:
 
 
 def _be_init(parent: int) -> None:
-    linux.prctl(linux.PR_SET_NAME, b"kohaku-init")
+    files.write_text("/proc/self/comm", "kohaku-init")
     # It still sees the machine's own files; the program must not reach them through it.
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     sandbox.die_with(parent)

@@ -57,18 +57,25 @@ def kohaku(capfd: pytest.CaptureFixture[str]) -> Kohaku:
 
 
 @pytest.fixture
-def process(host: ScriptedHost) -> Callable[..., subprocess.Popen[bytes]]:
-    """Start ``kohaku`` as a process of its own."""
+def process(host: ScriptedHost) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start ``kohaku`` as a process of its own, which does not outlive the test."""
+    started: list[subprocess.Popen[bytes]] = []
 
     def start(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
         options.setdefault("stdin", subprocess.DEVNULL)
         options.setdefault("stdout", subprocess.PIPE)
         options.setdefault("stderr", subprocess.PIPE)
-        return subprocess.Popen(
+        running = subprocess.Popen(
             [sys.executable, "-m", "kohaku_tui", *arguments],
             cwd=ROOT,
             env=dict(os.environ),
             **options,
         )
+        started.append(running)
+        return running
 
-    return start
+    yield start
+    for running in started:
+        running.kill()
+        with running:
+            pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -16,15 +16,25 @@ from protocol.ids import BatchId, TaskId, UserName
 from protocol.messages.cluster import Update, WatchEnded
 from protocol.messages.hello import Hello, Identity, Welcome
 from protocol.messages.stream import LogChunk, LogEnd, Ticket
-from protocol.messages.task import OneTask, TaskResult, WaitResult
-from protocol.methods import TASK_LOGS, TASK_SHOW, TASK_WAIT, WHOAMI, Method, StreamingMethod
+from protocol.messages.task import OneTask, SteerResult, TaskResult, WaitResult
+from protocol.methods import (
+    TASK_KILL,
+    TASK_LOGS,
+    TASK_PAUSE,
+    TASK_RESUME,
+    TASK_SHOW,
+    TASK_WAIT,
+    WHOAMI,
+    Method,
+    StreamingMethod,
+)
 from protocol.models.access import Role
 from protocol.models.task import Task, TaskSpec, TaskState
 
 TOKEN = "kht_scripted"
 LOGS_PATH = "/v1/stream/logs"
 
-Answer = msgspec.Struct | KohakuError | Callable[[Any], msgspec.Struct]
+Answer = msgspec.Struct | KohakuError | Callable[[Any], msgspec.Struct | Awaitable[msgspec.Struct]]
 
 
 class ScriptedHost:
@@ -56,6 +66,22 @@ class ScriptedHost:
         """Give the parameters of every call of a method."""
         return [params for name, params in self.calls if name == method.name]
 
+    def answer_steering(self, *, asked: int, refused: tuple[tuple[TaskId, str], ...] = ()) -> None:
+        """Say what every kill, pause and resume gives."""
+        for method in (TASK_KILL, TASK_PAUSE, TASK_RESUME):
+            self.answer(method, SteerResult(asked, refused))
+
+    @staticmethod
+    def show(task: Task) -> TaskResult:
+        """Give an answer of ``task.show``."""
+        return TaskResult(task)
+
+    async def hold(self, params: object) -> msgspec.Struct:
+        """Never answer; tell the test that somebody waits."""
+        self.sent_all.set()
+        await asyncio.Event().wait()
+        raise AssertionError(params)
+
     def start(self) -> None:
         self._thread.start()
         assert self._ready.wait(10)
@@ -81,7 +107,10 @@ class ScriptedHost:
             answer = self._usual_answer(method)
         if isinstance(answer, KohakuError):
             raise answer
-        return answer if isinstance(answer, msgspec.Struct) else answer(params)
+        if isinstance(answer, msgspec.Struct):
+            return answer
+        made = answer(params)
+        return made if isinstance(made, msgspec.Struct) else await made
 
     async def stream(
         self,

@@ -107,4 +107,4 @@ def diagram() -> list[str]:
             f"{state} --> {after}: {event}" for event, after in row.items() if not after.is_final
         ]
         arrows.append(f"{state} --> ended: {'|'.join(ends)}")
-    return arrows + ["ended --> [*]"]
+    return [*arrows, "ended --> [*]"]

@@ -1,0 +1,163 @@
+"""``task submit``: from words to a request, and what comes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kohaku_tui.cli.submission import Wish, make_request, read_rows, read_variables
+from protocol.errors import BadRequest
+from protocol.ids import BatchId
+from protocol.messages.stream import LogChunk, LogEnd, Source
+from protocol.messages.task import Submitted, TaskPage
+from protocol.methods import TASK_LIST, TASK_SUBMIT
+from protocol.models.target import Target
+from protocol.models.task import Cause, Exit, TaskSpec, TaskState
+from tests.kohaku_tui.cli.conftest import Kohaku
+from tests.kohaku_tui.cli.scripted_host import ScriptedHost, a_task
+
+BIG = 2**60
+
+
+def test_it_prints_the_ids_alone(host: ScriptedHost, kohaku: Kohaku) -> None:
+    host.answer(TASK_SUBMIT, Submitted(BatchId(BIG), ((BIG, 2), (BIG + 9, 1))))
+    ran = kohaku("task", "submit", "--array", "3", "--", "true")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out == f"{BIG}\n{BIG + 1}\n{BIG + 9}\n"
+    document = json.loads(kohaku("task", "submit", "--array", "3", "--json", "true").out)
+    assert document["batch"] == str(BIG)
+    assert document["tasks"] == [str(BIG), str(BIG + 1), str(BIG + 9)]
+
+
+def test_every_option_reaches_the_request(
+    host: ScriptedHost, kohaku: Kohaku, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FROM_HERE", "value")
+    host.answer(TASK_SUBMIT, Submitted(BatchId(1), ((1, 1),)))
+    words = (
+        "-t node1:0:1,2 -c 4 -m 1.5Gi --gpus 2 --backend process -e A=b=c -e FROM_HERE --name run "
+        "--priority 5 --on gpu=a100 --workdir /data --grace 1m --request-id abcdefgh"
+    )
+    assert kohaku("task", "submit", *words.split(), "--", "sh", "-c", "x", "--json").status == 0
+    (asked,) = host.asked(TASK_SUBMIT)
+    assert asked.request_id == "abcdefgh"
+    assert asked.targets == (Target("node1", 0, (1, 2)),)
+    assert asked.spec == TaskSpec(
+        command=("sh", "-c", "x", "--json"),
+        name="run",
+        env={"A": "b=c", "FROM_HERE": "value"},
+        workdir="/data",
+        cores=4,
+        memory=3 * 2**29,
+        gpus=2,
+        labels={"gpu": "a100"},
+        priority=5,
+        backend="process",
+        grace_s=60.0,
+    )
+
+
+def test_what_follows_the_command_is_never_ours(host: ScriptedHost, kohaku: Kohaku) -> None:
+    host.answer(TASK_SUBMIT, Submitted(BatchId(1), ((1, 1),)))
+    assert kohaku("task", "submit", "-c", "2", "git", "log", "-c", "--", "--help").status == 0
+    assert kohaku("task", "submit", "--", "--version", "--", "-t").status == 0
+    first, second = host.asked(TASK_SUBMIT)
+    assert first.spec.command == ("git", "log", "-c", "--", "--help")
+    assert second.spec.command == ("--version", "--", "-t")
+    assert first.request_id != second.request_id
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"memory": "12Q"}, "not a size"),
+        ({"grace": "soon"}, "not a duration"),
+        ({"targets": ["a::0,0"]}, "twice"),
+        ({"targets": ["Node!"]}, "node's name"),
+        ({"labels": ["gpu"]}, "not a label"),
+        ({"env": ["=x"]}, "names no variable"),
+        ({"env": ["MISSING"]}, "MISSING is not set here"),
+        ({"targets": ["a", "b"], "array": 2}, "several -t and --array"),
+        ({"targets": ["a"], "array": 2}, "-t and --array"),
+        ({"array": 2, "rows": Path("x.csv")}, "--array and --rows"),
+    ],
+)
+def test_a_wish_that_makes_no_sense_is_named(wish: dict[str, object], message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        make_request(Wish(command=["x"], request_id="abcdefgh", **wish), {})  # type: ignore[arg-type]
+
+
+def test_a_bare_variable_is_taken_from_here() -> None:
+    assert read_variables(["A", "B=", "C=x=y"], {"A": "1", "B": "2"}) == {
+        "A": "1",
+        "B": "",
+        "C": "x=y",
+    }
+
+
+def test_rows_come_from_csv_and_json(tmp_path: Path) -> None:
+    csv = tmp_path / "rows.csv"
+    csv.write_bytes(b'\xef\xbb\xbfRATE,NOTE\n0.1,"a,b"\n0.2,\n')
+    assert read_rows(csv) == ({"RATE": "0.1", "NOTE": "a,b"}, {"RATE": "0.2", "NOTE": ""})
+    table = tmp_path / "rows.json"
+    table.write_text('[{"N": 1, "ON": true, "OFF": false, "NONE": null, "X": 0.5, "T": "t"}]')
+    assert read_rows(table) == (
+        {"N": "1", "ON": "true", "OFF": "false", "NONE": "", "X": "0.5", "T": "t"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("short.csv", "A,B\n1\n"),
+        ("long.csv", "A,B\n1,2,3\n"),
+        ("double.csv", "A,A\n1,2\n"),
+        ("empty.csv", "A\n"),
+        ("no.json", "{"),
+        ("object.json", '{"a": 1}'),
+        ("nested.json", '[{"a": [1]}]'),
+        ("latin.csv", None),
+        ("missing.csv", None),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path, name: str, text: str | None) -> None:
+    path = tmp_path / name
+    if text is not None:
+        path.write_text(text)
+    elif name == "latin.csv":
+        path.write_bytes(b"A\n\xe9\n")
+    with pytest.raises(BadRequest, match=name):
+        read_rows(path)
+
+
+def test_wait_exits_with_the_first_status_that_is_not_0(host: ScriptedHost, kohaku: Kohaku) -> None:
+    host.answer(TASK_SUBMIT, Submitted(BatchId(9), ((1, 3),)))
+    ends = [
+        a_task(3, index=2, state=TaskState.FAILED, exit=Exit(Cause.EXITED, 5)),
+        a_task(2, index=1, state=TaskState.FAILED, exit=Exit(Cause.EXITED, 3)),
+        a_task(1, index=0, state=TaskState.COMPLETED, exit=Exit(Cause.EXITED, 0)),
+    ]
+    host.answer(TASK_LIST, TaskPage(tuple(ends)))
+    ran = kohaku("task", "submit", "--array", "3", "--wait", "--", "x")
+    assert (ran.status, ran.out, ran.err) == (3, "1\n2\n3\n", "")
+
+
+def test_follow_gives_output_and_status_of_the_task(host: ScriptedHost, kohaku: Kohaku) -> None:
+    host.answer(TASK_SUBMIT, Submitted(BatchId(1), ((1, 1),)))
+    host.tasks[1] = a_task(1, state=TaskState.FAILED, exit=Exit(Cause.EXITED, 3))
+    host.logs = [
+        LogChunk(Source.STDOUT, 0, b"out\n"),
+        LogChunk(Source.STDERR, 0, b"err\n"),
+        LogEnd(4, 4),
+    ]
+    ran = kohaku("task", "submit", "--follow", "--", "x")
+    assert (ran.status, ran.out, ran.err) == (3, "out\n", "1\nerr\n")
+
+
+def test_timeout_needs_something_to_wait_for(host: ScriptedHost, kohaku: Kohaku) -> None:
+    ran = kohaku("task", "submit", "--timeout", "1s", "--", "x")
+    assert ran.status == 2
+    assert "--wait or --follow" in ran.err
+    assert host.calls == []
