@@ -56,12 +56,13 @@ def say(text: str) -> None:
 def _host(arguments: argparse.Namespace) -> int:
     from kohaku_daemon import logs
     from kohaku_daemon.host.config import load
-    from kohaku_daemon.host.daemon import run_host
     from kohaku_daemon.local.serving import serve
 
     flags = _given(arguments, "data", "log_level", "insecure_plaintext")
     config = load(flags | _listen(arguments.listen), file=arguments.config)
     logs.set_up(config.log_level, as_json=config.log_json)
+    from kohaku_daemon.host.daemon import run_host  # large; a wrong setting is told before
+
     serve(partial(run_host, config), data=config.data, name="host", publishes_url=True)
     return 0
 
@@ -70,7 +71,6 @@ def _runner(arguments: argparse.Namespace) -> int:
     from kohaku_daemon import logs
     from kohaku_daemon.local.serving import serve
     from kohaku_daemon.runner.config import load
-    from kohaku_daemon.runner.daemon import run_runner
 
     flags = _given(
         arguments, "name", "host", "data", "join_token", "join_token_file", "log_level",
@@ -78,6 +78,8 @@ def _runner(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     config = load(flags, file=arguments.config)
     logs.set_up(config.log_level, as_json=config.log_json)
+    from kohaku_daemon.runner.daemon import run_runner
+
     serve(partial(run_runner, config), data=config.data, name=f"runner-{config.name}")
     return 0
 

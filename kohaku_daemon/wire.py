@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -128,6 +129,9 @@ class Served:
         self.address: str = request.remote or ""
         #: Who calls; a free slot for the responder, which fills it when it answers hello.
         self.actor: object | None = None
+        #: Asked before a call's parameters are looked at; raises to refuse the call. Another
+        #: slot that the responder fills when it answers hello.
+        self.admit: Callable[[Method[Any, Any]], None] = lambda _: None
 
     def __repr__(self) -> str:
         return f"<Served {self._door} {self.address} {self._session!r}>"
@@ -186,6 +190,8 @@ class Served:
         method = METHODS.get(called.method)
         if method is None or method.door not in (self._door, Door.BOTH):
             raise _unknown_method(called.method, self._door)
+        if method is not HELLO:
+            self.admit(method)
         params = decode_value(called.params, method.params, method.name)
         if method is HELLO:
             return self._greet(params)

@@ -26,12 +26,12 @@ from protocol import contexts
 from protocol.backoff import LONGEST_S, delay_s
 from protocol.connection import Connection, parse_url
 from protocol.errors import BadRequest, Conflict, TimedOut, Unavailable
-from protocol.framing import decode_value
+from protocol.framing import decode_answer
 from protocol.ids import BatchId, TaskId
 from protocol.messages.cluster import Event, GetStatus, ListEvents, Status, Topic, Update, Watch
 from protocol.messages.hello import Welcome
 from protocol.messages.node import ListNodes
-from protocol.messages.stream import LogChunk, LogEnd, LogItem, OpenLogs, Source
+from protocol.messages.stream import LogChunk, LogEnd, OpenLogs, Source
 from protocol.messages.task import (
     ListTasks,
     OneTask,
@@ -550,7 +550,7 @@ class _LogReader:
         Raises:
             Unavailable: The output was cut off on the way, and more can be had.
         """
-        item: LogChunk | LogEnd = decode_value(message, LogItem, "a log message")  # type: ignore[arg-type]
+        item = decode_log(message)
         if isinstance(item, LogEnd):
             if self._question.follow and item.error and item.error[0] == Unavailable.code:
                 raise Unavailable(item.error[1])
@@ -561,6 +561,34 @@ class _LogReader:
             item = LogChunk(item.source, known, item.data[repeated:])
         self._next[item.source] = max(known, item.offset + len(item.data))
         return item if item.data else None
+
+
+class _LogEndOnWire(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """``LogEnd`` for reading: msgspec 0.22 decodes no union of two tuples, as its error is."""
+
+    stdout_end: int
+    stderr_end: int
+    dropped: int = 0
+    error: tuple[str, ...] = ()
+
+
+_LOG_ITEMS: Final[Any] = LogChunk | _LogEndOnWire
+
+
+def decode_log(message: bytes) -> LogChunk | LogEnd:
+    """Read one message of a data connection for logs.
+
+    Raises:
+        Unsupported: It is none that this version knows.
+    """
+    item: LogChunk | _LogEndOnWire = decode_answer(
+        msgspec.Raw(message), _LOG_ITEMS, "a log message"
+    )
+    if isinstance(item, LogChunk):
+        return item
+    code, text = (*item.error, "", "")[:2]
+    error = (code, text) if code else ()
+    return LogEnd(item.stdout_end, item.stderr_end, item.dropped, error)
 
 
 def _may_repeat(method: Method[Any, Any]) -> bool:

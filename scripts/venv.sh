@@ -5,7 +5,7 @@
 
 venv=$root/.venv
 
-say() { printf '%s\n' "$*" >&2; }
+say() { printf '%s\n' "$@" >&2; }
 
 die() {
     say "$@"
@@ -27,7 +27,7 @@ can_apt() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
 
 # Installs Debian packages, as root.
 apt_install() {
-    say "installing $*"
+    say "installing: $*"
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null ||
         { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
             apt-get install -y -qq --no-install-recommends "$@" >/dev/null; }
@@ -64,7 +64,10 @@ make_venv() {
         fi
     done
     say "installing into $venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root$extra" ||
-        die "The packages that pyproject.toml names could not be installed: see above."
+    # What pip warns of is of interest only where it fails.
+    if ! told=$("$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+        --editable "$root$extra" 2>&1); then
+        die "$told" "" "The packages that pyproject.toml names could not be installed: see above."
+    fi
     printf '%s\n' "$now" >"$venv/.installed$extra"
 }

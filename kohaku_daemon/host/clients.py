@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import msgspec
 
 import kohaku_daemon
-from kohaku_daemon.core.access.permissions import STRANGER, Actor
+from kohaku_daemon.core.access.permissions import Actor
 from kohaku_daemon.host.handlers.calls import CALLS
 from kohaku_daemon.host.handlers.watch import watch
 from kohaku_daemon.host.parts import Call, Parts
 from kohaku_daemon.wire import ItemSink, Served
-from protocol.errors import KohakuError, Unsupported
+from protocol.errors import Forbidden, Unsupported
 from protocol.messages.cluster import Watch
 from protocol.messages.hello import Hello, Welcome
 from protocol.methods import Method, StreamingMethod
@@ -29,6 +30,7 @@ class ClientDoor:
         """Let somebody in. A stranger may come in, and be refused everything but the health."""
         actor = self._parts.gate.actor(params.token, served.address)
         served.actor = actor
+        served.admit = partial(self._admit, actor)
         return welcome(self._parts, params, actor)
 
     async def call(
@@ -36,7 +38,7 @@ class ClientDoor:
     ) -> msgspec.Struct:
         """Answer a call."""
         handler = CALLS[method]
-        answer: msgspec.Struct = await handler(self._let_in(served, method, params), params)
+        answer: msgspec.Struct = await handler(self._make_call(served, method, params), params)
         return answer
 
     async def stream(
@@ -47,20 +49,23 @@ class ClientDoor:
         sink: ItemSink,
     ) -> msgspec.Struct:
         """Answer a streaming call: there is one for clients, ``watch``."""
-        call = self._let_in(served, method, params)
+        call = self._make_call(served, method, params)
         assert isinstance(params, Watch)
         return await watch(call, params, sink)
 
-    def _let_in(self, served: Served, method: Method[Any, Any], params: msgspec.Struct) -> Call:
-        actor = served.actor if isinstance(served.actor, Actor) else STRANGER
-        audit = self._parts.gate.audit(actor, method, params)
+    def _admit(self, actor: Actor, method: Method[Any, Any]) -> None:
         try:
             self._parts.gate.check(actor, method)
-        except KohakuError as error:
+        except Forbidden as error:
+            # Strangers leave no line: whoever can connect could fill the disk.
+            audit = self._parts.gate.audit(actor, method)
             if audit is not None:
                 self._parts.loop.audit(audit, outcome=error.code)
             raise
-        return Call(self._parts, actor, audit)
+
+    def _make_call(self, served: Served, method: Method[Any, Any], params: msgspec.Struct) -> Call:
+        assert isinstance(served.actor, Actor), "hello comes first"
+        return Call(self._parts, served.actor, self._parts.gate.audit(served.actor, method, params))
 
 
 def welcome(parts: Parts, hello: Hello, actor: Actor) -> Welcome:

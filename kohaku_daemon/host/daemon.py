@@ -26,6 +26,7 @@ from kohaku_daemon.host.loop import HostLoop
 from kohaku_daemon.host.metrics import CommitTimes
 from kohaku_daemon.host.parts import Parts
 from kohaku_daemon.host.relay import Relay
+from kohaku_daemon.host.retention import keep_house
 from kohaku_daemon.host.subscriptions import Hub
 from kohaku_daemon.host.waiting import WaitingRoom
 from kohaku_daemon.host.web import listen, make_app
@@ -106,7 +107,7 @@ def _make_parts(
         waiting=waiting,
         links=links,
         gate=Gate(state, book.tokens.values(), clock),
-        relay=Relay(state, store, links, waiting, clock),
+        relay=Relay(state, store, links, waiting, clock, loop),
         started_at=now,
     )
 
@@ -131,16 +132,22 @@ async def _serve(
             hint="stop what uses it, or choose another port: --listen ADDRESS:PORT",
         ) from error
     async with asyncio.TaskGroup() as jobs:
-        committing = jobs.create_task(parts.loop.run(), name="commit")
-        ticking = jobs.create_task(_tick(parts), name="tick")
+        jobs.create_task(parts.loop.run(), name="commit")
+        aside = [
+            jobs.create_task(_tick(parts), name="tick"),
+            jobs.create_task(keep_house(parts.store, config, parts.clock), name="retention"),
+        ]
         _log.info("cluster %s: %d live tasks", parts.state.cluster, len(parts.state.tasks))
-        on_ready(f"http://{_printable(config.listen)}:{port}")
-        await stop.wait()
-        _log.info("stopping; tasks go on")
-        server.close()
-        ticking.cancel()
-        await runner.cleanup()
-        committing.cancel()
+        try:
+            on_ready(f"http://{_printable(config.listen)}:{port}")
+            await stop.wait()
+            _log.info("stopping; tasks go on")
+        finally:
+            server.close()
+            await runner.cleanup()
+        for job in aside:
+            job.cancel()
+        parts.loop.stop()
 
 
 async def _tick(parts: Parts) -> None:

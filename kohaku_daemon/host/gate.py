@@ -24,6 +24,8 @@ from protocol.messages.task import SteerTasks, SubmitTask
 from protocol.methods import Method
 
 _LOGIN_HINT: Final = "log in again with: kohaku login URL"
+#: Characters. What is named in a call has not been checked yet and may be of any length.
+_LONGEST_SUBJECT: Final = 1000
 
 
 class Gate:
@@ -77,8 +79,13 @@ class Gate:
         """
         check_call(actor, method)
 
-    def audit(self, actor: Actor, method: Method[Any, Any], params: Struct) -> AuditRecord | None:
-        """Write the line for the audit log, if the method leaves one."""
+    def audit(
+        self, actor: Actor, method: Method[Any, Any], params: Struct | None = None
+    ) -> AuditRecord | None:
+        """Write the line for the audit log, if the method leaves one.
+
+        Without parameters it is of a call that was refused before they were looked at.
+        """
         if not method.audited:
             return None
         return AuditRecord(
@@ -87,7 +94,7 @@ class Gate:
             role=actor.role,
             address=actor.address,
             method=method.name,
-            subject=_subject(params),
+            subject=_subject(params)[:_LONGEST_SUBJECT],
         )
 
 
@@ -97,7 +104,7 @@ def bearer(header: str) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-def _subject(params: Struct) -> str:
+def _subject(params: Struct | None) -> str:
     """Say what a call is about, without secrets, variables and command lines."""
     match params:
         case SubmitTask():

@@ -12,14 +12,18 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from kohaku_daemon.wire import ItemSink, Served
 from protocol.ids import NodeName
-from protocol.messages.runner import Order, Orders, OrderStart
+from protocol.messages.runner import Order, Orders
 
-#: Orders in one group, and characters of commands and variables in one: a group has to fit
-#: into a frame of 256 KiB, and one order alone may have 160 KiB of them.
+#: Orders in one group, and bytes of a group of more than one: it has to fit into a frame of
+#: 256 KiB, and is small enough that a link is not busy with it for long.
 _GROUP: Final = 128
-_GROUP_CHARACTERS: Final = 64 * 1024
+_GROUP_BYTES: Final = 64 * 1024
+
+_encode: Final = msgspec.msgpack.Encoder().encode
 
 
 @dataclass(slots=True, eq=False)
@@ -51,10 +55,10 @@ class RunnerLink:
 
     def _take_group(self) -> list[Order]:
         group: list[Order] = []
-        characters = 0
+        left = _GROUP_BYTES
         while self._orders and len(group) < _GROUP:
-            characters += _weight(self._orders[0])
-            if group and characters > _GROUP_CHARACTERS:
+            left -= len(_encode(self._orders[0]))
+            if group and left < 0:
                 break
             group.append(self._orders.popleft())
         return group
@@ -85,10 +89,3 @@ class Links:
 
     def __len__(self) -> int:
         return len(self._open)
-
-
-def _weight(order: Order) -> int:
-    if not isinstance(order, OrderStart):
-        return 64
-    env = sum(len(key) + len(value) for key, value in order.spec.env.items())
-    return 256 + env + sum(map(len, order.spec.command)) + 6 * len(order.claim.cores)

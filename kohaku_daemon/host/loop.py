@@ -119,6 +119,9 @@ class HostLoop:
         self._gathering = _Gathering()
         self._wake = asyncio.Event()
         self._committing = False
+        self._stopping = False
+        #: Those who wait in ``settled``.
+        self._readers: set[asyncio.Future[object]] = set()
         #: One thread: commits are one after the other, and SQLite is used by one at a time.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         #: Why the last commit failed; empty while commits succeed.
@@ -171,19 +174,30 @@ class HostLoop:
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self._gathering.answers.append((future, None))
         self._wake.set()
-        await future
+        self._readers.add(future)
+        try:
+            await future
+        finally:
+            self._readers.discard(future)
 
     async def run(self) -> None:
-        """Commit group after group, until cancelled; then commit what has gathered."""
+        """Commit group after group, until ``stop``; then commit what has gathered."""
         try:
-            while True:
+            while not self._stopping:
                 await self._wake.wait()
                 self._wake.clear()
                 await self._commit()
+            await self._commit()
+        except Unavailable as error:
+            # Nobody was told of them, so nobody relies on them.
+            _log.error("stopping without the last changes, which cannot be stored: %s", error)
         finally:
-            if not self.trouble:
-                await self._commit()
             self._writer.shutdown()
+
+    def stop(self) -> None:
+        """Let ``run`` end once everything is committed, or cannot be."""
+        self._stopping = True
+        self._wake.set()
 
     def _handle(self, event: ClusterEvent, future: asyncio.Future[object] | None) -> Refuse | None:
         refusal = None
@@ -238,7 +252,11 @@ class HostLoop:
         self._release(gathering, shown)
 
     async def _write(self, group: Group, documents: list[DocumentChange]) -> None:
-        """Write, however often it takes: memory is ahead of the disk and must not be alone."""
+        """Write, however often it takes: memory is ahead of the disk and must not be alone.
+
+        Raises:
+            Unavailable: It failed, and the host is to stop.
+        """
         if not (group.batches or group.tasks or group.events or group.audits or documents):
             return
         loop = asyncio.get_running_loop()
@@ -247,9 +265,9 @@ class HostLoop:
             try:
                 await loop.run_in_executor(self._writer, self._write_now, group, documents)
             except Unavailable as error:
-                if not self.trouble:
-                    _log.error("cannot store changes, will go on trying: %s", error)
-                self.trouble = error.message
+                self._note_trouble(error)
+                if self._stopping:
+                    raise
                 await asyncio.sleep(_RETRY_S)
                 continue
             if self.trouble:
@@ -257,6 +275,14 @@ class HostLoop:
                 self.trouble = ""
             self._on_commit(self._clock.monotonic() - began, len(group.tasks))
             return
+
+    def _note_trouble(self, error: Unavailable) -> None:
+        if not self.trouble:
+            _log.error("cannot store changes, will go on trying: %s", error)
+        self.trouble = error.message
+        for reader in self._readers:
+            if not reader.done():
+                reader.set_result(None)
 
     def _write_now(self, group: Group, documents: list[DocumentChange]) -> None:
         # Documents first: a task may be on a node that has just joined, never the other way

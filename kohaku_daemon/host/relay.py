@@ -4,7 +4,8 @@ Knows: that bytes flow from one WebSocket to the other no faster than the reader
 each message waits for the socket, so a reader that stalls holds back its own runner's stream
 and nothing else.
 Does not know: what flows. Runners may sit behind a NAT, so the runner dials back for each
-stream: the order to do so goes over its link.
+stream: the order to do so goes over its link. A reader that stalls for longer than a ping may
+stay unanswered is cut off, and its runner with it; it goes on from the last byte it had.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,14 +26,17 @@ from kohaku_daemon.core.access.tokens import token_digest
 from kohaku_daemon.core.cluster.records import TaskRecord
 from kohaku_daemon.core.cluster.state import ClusterState
 from kohaku_daemon.host.links import Links
+from kohaku_daemon.host.loop import HostLoop
 from kohaku_daemon.host.waiting import WaitingRoom
 from kohaku_daemon.store.tasks import TaskStore
 from kohaku_daemon.supervise import spawn
 from protocol.errors import KohakuError, Unauthenticated, Unavailable
+from protocol.framing import MAX_DATA_MESSAGE
 from protocol.ids import NodeName, TaskId
 from protocol.messages.runner import OrderStream
 from protocol.messages.stream import LogEnd, OpenLogs, Ticket
 from protocol.models.task import TaskState
+from protocol.session import CloseCode
 
 _log = logging.getLogger(__name__)
 
@@ -40,8 +46,6 @@ _TICKET_S: Final = 60.0
 _MOST_TICKETS: Final = 10_000
 #: A runner that is there dials back at once.
 _DIAL_BACK_S: Final = 15.0
-#: Of a data message: 64 KiB of data and its frame.
-LARGEST_DATA_MESSAGE: Final = 68 * 1024
 _PING_S: Final = 20.0
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -67,14 +71,17 @@ class Relay:
         links: Links,
         waiting: WaitingRoom,
         clock: Clock,
+        loop: HostLoop,
     ) -> None:
         self._state = state
         self._store = store
         self._links = links
         self._waiting = waiting
         self._clock = clock
+        self._loop = loop
         self._tickets: dict[str, tuple[OpenLogs, float]] = {}
         self._streams: dict[str, _Stream] = {}
+        self._open: set[web.WebSocketResponse] = set()
 
     def ticket(self, logs: OpenLogs) -> Ticket:
         """Make a ticket to read logs; whoever gets it has been let in already.
@@ -97,10 +104,11 @@ class Relay:
             Unauthenticated: The ticket is unknown, used, or too old.
         """
         logs = self._punch(request.headers.get("Authorization", ""))
-        socket = web.WebSocketResponse(
-            compress=False, max_msg_size=LARGEST_DATA_MESSAGE, heartbeat=_PING_S
-        )
-        await socket.prepare(request)
+        async with self._accept(request) as socket:
+            await self._serve_logs(socket, logs)
+        return socket
+
+    async def _serve_logs(self, socket: web.WebSocketResponse, logs: OpenLogs) -> None:
         # The client sends nothing but its close, and that is only noticed by reading.
         reading = spawn(_read_out(socket), name="read a client's data connection")
         working = spawn(self._send_logs(socket, logs), name=f"logs of task {logs.task}")
@@ -110,8 +118,6 @@ class Relay:
             for job in (reading, working):
                 job.cancel()
             await asyncio.gather(reading, working, return_exceptions=True)
-            await socket.close()
-        return socket
 
     async def serve_runner(self, request: web.Request, node: NodeName) -> web.StreamResponse:
         """Answer ``GET /v1/runner/stream/ID``: a runner that dials back as it was ordered to.
@@ -119,24 +125,41 @@ class Relay:
         Raises:
             HTTPException: Nobody waits for that stream, or not for this runner.
         """
-        stream = self._streams.pop(request.match_info["stream"], None)
-        if stream is None or stream.node != node or stream.arrived.done():
+        number = request.match_info["stream"]
+        stream = self._streams.get(number)
+        if stream is None or stream.node != node:
             raise web.HTTPNotFound(text="nobody waits for this stream\n")
+        del self._streams[number]
+        async with self._accept(request) as socket:
+            if not stream.arrived.done():  # else the client went away during the handshake
+                stream.arrived.set_result(socket)
+                await stream.finished.wait()
+        return socket
+
+    async def close(self) -> None:
+        """Let go of all data connections, as the host stops; readers go on later."""
+        closing = [socket.close(code=CloseCode.GOING_AWAY) for socket in self._open]
+        await asyncio.gather(*closing)
+
+    @asynccontextmanager
+    async def _accept(self, request: web.Request) -> AsyncIterator[web.WebSocketResponse]:
         socket = web.WebSocketResponse(
-            compress=False, max_msg_size=LARGEST_DATA_MESSAGE, heartbeat=_PING_S
+            compress=False, max_msg_size=MAX_DATA_MESSAGE + 1, heartbeat=_PING_S, timeout=1.0
         )
         await socket.prepare(request)
-        stream.arrived.set_result(socket)
+        self._open.add(socket)
         try:
-            await stream.finished.wait()
+            yield socket
         finally:
+            self._open.discard(socket)
             await socket.close()
-        return socket
 
     def _punch(self, header: str) -> OpenLogs:
         scheme, _, text = header.partition(" ")
-        known = self._tickets.pop(token_digest(text.strip()), None)
-        if scheme.lower() != "ticket" or known is None or known[1] <= self._clock.now():
+        known = None
+        if scheme.lower() == "ticket" and text.isascii():  # digests are of text that is Unicode
+            known = self._tickets.pop(token_digest(text.strip()), None)
+        if known is None or known[1] <= self._clock.now():
             raise Unauthenticated(
                 "the ticket is unknown, used or too old", hint="ask for a new one: task.logs"
             )
@@ -160,6 +183,8 @@ class Relay:
         while True:
             live = self._state.tasks.get(logs.task)
             if live is None or live.state is not TaskState.QUEUED or not logs.follow:
+                # Memory is ahead of what was ordered: the order to launch must go out first.
+                await self._loop.settled()
                 return live or self._store.task(logs.task)
             await self._waiting.wait_begun(logs.task)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -26,7 +27,7 @@ from kohaku_daemon.host.links import RunnerLink
 from kohaku_daemon.host.parts import Parts
 from kohaku_daemon.supervise import spawn
 from kohaku_daemon.wire import ItemSink, Served
-from protocol.errors import BadRequest, Conflict, Unauthenticated
+from protocol.errors import BadRequest, Conflict, TooLarge, Unauthenticated
 from protocol.ids import NodeName, TaskId, UserName
 from protocol.messages.hello import Hello, Welcome
 from protocol.messages.runner import (
@@ -46,6 +47,10 @@ from protocol.session import CloseCode
 
 #: A link that was heard within so many heartbeats is alive, and a second one is refused.
 _ALIVE_HEARTBEATS: Final = 3
+#: Bytes of an inventory, and of readings. 256 cores and 8 GPUs have some 10 KiB.
+_LARGEST_SAID: Final = 96 * 1024
+
+_encode: Final = msgspec.msgpack.Encoder().encode
 
 
 @dataclass(slots=True)
@@ -54,6 +59,8 @@ class _Visitor:
 
     #: Known once it has shown its credential.
     node: NodeName | None = None
+    #: Digest of that credential.
+    credential: str = ""
     #: Set once it has registered.
     link: RunnerLink | None = None
     #: Attempts of registrations that said more would follow.
@@ -71,7 +78,9 @@ class RunnerDoor:
         visitor = _Visitor()
         if params.token:
             visitor.node = self._parts.gate.node(params.token)
+            visitor.credential = token_digest(params.token)
         served.actor = visitor
+        served.admit = partial(_admit, visitor)
         actor = Actor(UserName(visitor.node or ""), Role.ANONY, address=served.address)
         return welcome(self._parts, params, actor)
 
@@ -91,6 +100,7 @@ class RunnerDoor:
                 return Reported()
             case Readings():
                 link = _link(visitor, method)
+                _check_size("the readings", params)
                 link.heard_at = asyncio.get_running_loop().time()
                 self._parts.loop.tell(RunnerBeat(link.node, params))
                 return HeartbeatTaken()
@@ -130,14 +140,20 @@ class RunnerDoor:
             labels=params.labels,
             address=served.address,
         )
-        actor = Actor(UserName(f"runner {params.node}"), Role.ANONY, address=served.address)
-        audit = self._parts.gate.audit(actor, RUNNER_JOIN, params)
+        actor = Actor(UserName("runner"), Role.ANONY, address=served.address)
+        audit = None
+        if event.token_digest in self._parts.state.fleet.join_tokens:
+            # A guess leaves no line: whoever can connect could fill the disk.
+            audit = self._parts.gate.audit(actor, RUNNER_JOIN, params)
         await self._parts.loop.ask(event, audit)
         visitor.node = NodeName(params.node)
+        visitor.credential = event.credential_digest
         return Joined(visitor.node, self._parts.state.cluster)
 
     async def _register(self, served: Served, visitor: _Visitor, params: Register) -> Registered:
         name = _node(visitor)
+        self._check_current(name, visitor)
+        _check_size("the inventory", params.inventory)
         if params.node and params.node != name:
             raise Conflict(
                 f"this runner calls itself {params.node}, and its credential is node {name}'s",
@@ -156,11 +172,20 @@ class RunnerDoor:
         before = self._parts.links.put(link)
         if before is not None:
             reason = "the same runner has connected again"
-            spawn(before.served.close(CloseCode.NORMAL, reason), name=f"close {name}'s old link")
+            spawn(before.served.close(CloseCode.REPLACED, reason), name=f"close {name}'s old link")
         ended = self._ended(attempts)
         event = RunnerRegistered(name, served.address, params.inventory, attempts, ended)
         await self._parts.loop.ask(event)
         return Registered(name, heartbeat_s)
+
+    def _check_current(self, name: NodeName, visitor: _Visitor) -> None:
+        """Refuse a runner whose node was removed since it said hello, or is another's now."""
+        node = self._parts.state.fleet.nodes.get(name)
+        if node is None or node.record.credential != visitor.credential:
+            raise Unauthenticated(
+                f"node {name} was removed from the cluster, and this runner's credential with it",
+                hint="let it join anew with a token from: kohaku node join-token",
+            )
 
     def _refuse_second(self, name: NodeName, instance: str, link: RunnerLink) -> None:
         """Refuse a second runner with one credential, as after copying a data folder.
@@ -194,6 +219,18 @@ class RunnerDoor:
 def _visitor(served: Served) -> _Visitor:
     assert isinstance(served.actor, _Visitor), "hello comes first"
     return served.actor
+
+
+def _admit(visitor: _Visitor, method: Method[Any, Any]) -> None:
+    if method is not RUNNER_JOIN:
+        _node(visitor)
+
+
+def _check_size(subject: str, said: msgspec.Struct) -> None:
+    """Refuse what could not be shown: both together go into one message to those who watch."""
+    size = len(_encode(said))
+    if size > _LARGEST_SAID:
+        raise TooLarge(f"{subject} has {size} bytes; at most {_LARGEST_SAID} are taken")
 
 
 def _node(visitor: _Visitor) -> NodeName:

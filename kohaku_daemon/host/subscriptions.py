@@ -64,7 +64,7 @@ class Hub:
         self.revision = 0
         self.tasks = ChangeLog[TaskId, Task]()
         self.nodes = ChangeLog[NodeName, Node | NodeName]()
-        self.readings = ChangeLog[NodeName, Node]()
+        self.readings = ChangeLog[NodeName, Node | NodeName]()
         self.events = ChangeLog[int, Event]()
         self._bell = asyncio.Event()
 
@@ -75,6 +75,8 @@ class Hub:
     def put_node(self, name: NodeName, node: Node | None) -> None:
         """Note a changed node, or that it is no more."""
         self.nodes.put(name, name if node is None else node, self._next())
+        if node is None:
+            self.readings.put(name, name, self.revision)
 
     def put_readings(self, node: Node) -> None:
         """Note a node's new readings."""
@@ -99,15 +101,19 @@ class Hub:
         if epoch != self.epoch or not (number.isascii() and number.isdigit()):
             return None
         revision = int(number)
+        if revision > self.revision or self.has_forgotten(revision, topics):
+            return None
+        return revision
+
+    def has_forgotten(self, revision: int, topics: tuple[Topic, ...]) -> bool:
+        """Say whether changes after a revision may have been forgotten."""
         floors = {
             Topic.TASKS: self.tasks.floor,
             Topic.NODES: self.nodes.floor,
             Topic.READINGS: self.readings.floor,
             Topic.EVENTS: self.events.floor,
         }
-        if revision > self.revision or any(revision < floors[topic] for topic in topics):
-            return None
-        return revision
+        return any(revision < floors[topic] for topic in topics)
 
     def _next(self) -> int:
         self.revision += 1

@@ -21,14 +21,18 @@ from kohaku_daemon.host.guard import Census, GuardedConnection
 from kohaku_daemon.host.metrics import CommitTimes, render_metrics
 from kohaku_daemon.host.parts import Parts
 from kohaku_daemon.host.runners import RunnerDoor
-from kohaku_daemon.wire import Served
+from kohaku_daemon.wire import Responder, Served
 from protocol.errors import Forbidden, KohakuError, Unauthenticated
 from protocol.methods import Door
 from protocol.models.access import Role
+from protocol.session import CloseCode
 
 _log = logging.getLogger(__name__)
 
 _STATUS: Final[dict[type[KohakuError], int]] = {Unauthenticated: 401, Forbidden: 403}
+
+#: Bad request, no such path, no such method: each would tell a stranger what is here.
+_TELLING: Final = frozenset({400, 404, 405})
 
 #: Nobody sends us a body.
 _LARGEST_BODY: Final = 1024
@@ -37,8 +41,9 @@ _BACKLOG: Final = 1024
 
 def make_app(parts: Parts, commits: CommitTimes) -> web.Application:
     """Make the application."""
-    app = web.Application(client_max_size=_LARGEST_BODY, middlewares=[_refusals])
     routes = _Routes(parts, commits)
+    app = web.Application(client_max_size=_LARGEST_BODY, middlewares=[routes.refuse])
+    app.on_shutdown.append(routes.close)
     app.add_routes(
         [
             web.get("/healthz", routes.health),
@@ -61,6 +66,7 @@ class _Routes:
         self._commits = commits
         self._clients = ClientDoor(parts)
         self._runners = RunnerDoor(parts)
+        self._served: set[Served] = set()
 
     async def health(self, request: web.Request) -> web.StreamResponse:
         """The process answers."""
@@ -82,15 +88,13 @@ class _Routes:
 
     async def client(self, request: web.Request) -> web.StreamResponse:
         """Control connection of a client."""
-        keep_alive_s = self._parts.config.keep_alive_s
-        return await Served(request, self._clients, keep_alive_s=keep_alive_s).run()
+        return await self._serve(self._control(request, self._clients, Door.CLIENT))
 
     async def runner(self, request: web.Request) -> web.StreamResponse:
         """Link of a runner."""
-        keep_alive_s = self._parts.config.keep_alive_s
-        served = Served(request, self._runners, door=Door.RUNNER, keep_alive_s=keep_alive_s)
+        served = self._control(request, self._runners, Door.RUNNER)
         try:
-            return await served.run()
+            return await self._serve(served)
         finally:
             self._runners.closed(served)
 
@@ -103,27 +107,60 @@ class _Routes:
         node = self._parts.gate.node(_token(request))
         return await self._parts.relay.serve_runner(request, node)
 
+    async def close(self, app: web.Application) -> None:
+        """Tell everybody that the host stops."""
+        for served in self._served:
+            await served.close(CloseCode.GOING_AWAY, "the host stops")
+        await self._parts.relay.close()
 
-@web.middleware
-async def _refusals(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Answer refusals as text; keep nobody's plain connection open.
+    @web.middleware
+    async def refuse(
+        self,
+        request: web.Request,
+        handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+    ) -> web.StreamResponse:
+        """Answer refusals as text; keep nobody's plain connection open.
 
-    A stranger is told 401 for every path but those for anybody, whether or not it exists.
-    """
-    try:
-        if request.match_info.http_exception is not None and not _token(request):
-            raise Unauthenticated(f"{request.path} needs an API token")
-        response = await handler(request)
-    except KohakuError as error:
-        status = _STATUS.get(type(error), 400)
-        response = web.Response(status=status, text=f"{error.code}: {error.message}\n")
-    except web.HTTPException as error:
-        response = web.Response(status=error.status, text=error.text)
-    if not response.prepared:
-        response.force_close()
-    return response
+        A stranger is told 401 for whatever is not for anybody, whether or not it exists.
+        """
+        try:
+            response = await self._answer(request, handler)
+        except KohakuError as error:
+            status = _STATUS.get(type(error), 400)
+            response = web.Response(status=status, text=f"{error.code}: {error.message}\n")
+            if status == 401:
+                response.headers["WWW-Authenticate"] = "Bearer"
+        except web.HTTPException as error:
+            response = web.Response(status=error.status, text=error.text)
+        if not response.prepared:
+            response.force_close()
+        return response
+
+    async def _answer(
+        self,
+        request: web.Request,
+        handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+    ) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except web.HTTPException as error:
+            if error.status in _TELLING and not self._is_known(request):
+                raise Unauthenticated(f"{request.path} needs an API token") from error
+            raise
+
+    def _is_known(self, request: web.Request) -> bool:
+        actor = self._parts.gate.actor(_token(request), request.remote or "")
+        return actor.role.reaches(Role.VIEWER)
+
+    def _control(self, request: web.Request, responder: Responder, door: Door) -> Served:
+        return Served(request, responder, door=door, keep_alive_s=self._parts.config.keep_alive_s)
+
+    async def _serve(self, served: Served) -> web.StreamResponse:
+        self._served.add(served)
+        try:
+            return await served.run()
+        finally:
+            self._served.discard(served)
 
 
 def _token(request: web.Request) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from msgspec.structs import replace
-
 from kohaku_daemon.core.cluster.records import EventRecord
 from kohaku_daemon.core.cluster.state import ClusterState
 from kohaku_daemon.core.cluster.views import brief_task
@@ -38,7 +36,9 @@ class Outside:
         link = self._links.get(node)
         if link is not None:
             self._links.drop(link)
-            spawn(link.served.close(CloseCode.NORMAL, reason), name=f"close {node}'s link")
+            is_gone = node not in self._state.fleet.nodes
+            code = CloseCode.REPLACED if is_gone else CloseCode.NORMAL
+            spawn(link.served.close(code, reason), name=f"close {node}'s link")
 
     def task_changed(self, task: Task) -> None:
         """Show a task."""
@@ -48,7 +48,7 @@ class Outside:
     def node_changed(self, node: NodeName) -> None:
         """Show a node, or that it is no more."""
         there = self._state.fleet.nodes.get(node)
-        self._hub.put_node(node, None if there is None else replace(there.view(), readings=None))
+        self._hub.put_node(node, None if there is None else there.view())
 
     def readings_changed(self, node: NodeName) -> None:
         """Show a node's readings."""

@@ -167,7 +167,7 @@ def _advise_cgroups() -> str:
 
 def _gpus() -> Part:
     if importlib.util.find_spec("pynvml") is None:
-        advice = "for NVIDIA GPUs: pip install 'kohakuriver[gpu]'"
+        advice = "for NVIDIA GPUs: pip install nvidia-ml-py"
         return Part("gpus", Verdict.MISSING, "nvidia-ml-py is not installed", advice)
     gpus = Gpus(Path("/"))
     try:

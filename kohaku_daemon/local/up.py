@@ -70,12 +70,25 @@ def up(wanted: Wanted, *, detach: bool) -> int:
         Conflict: The address is taken, or what runs was started otherwise.
         StartFailed: A daemon did not become ready. What this call had started is stopped.
     """
-    home = Home()
+    return asyncio.run(_up(Home(), wanted, detach=detach))
+
+
+async def _up(home: Home, wanted: Wanted, *, detach: bool) -> int:
     with home.turn():
-        cluster = asyncio.run(bring_up(home, wanted))
+        cluster = await bring_up(home, wanted)
+    watch = None if detach else _Watch((cluster.host, *cluster.runners))
+    # Not before Ctrl-C is ours: whoever reads this may press it.
     sys.stdout.write(_describe(home, cluster, detach=detach))
     sys.stdout.flush()
-    return 0 if detach else asyncio.run(_stay(cluster))
+    if watch is None:
+        return 0
+    failed = await watch.until_asked_or_ended()
+    if watch.left:
+        _say("stopping the daemons; tasks go on")
+        daemons.stop(cluster.runners)
+        daemons.stop([cluster.host])
+    _say("all daemons have stopped; kohakud up brings them back")
+    return 1 if failed else 0
 
 
 async def bring_up(home: Home, wanted: Wanted) -> Cluster:
@@ -94,12 +107,12 @@ async def bring_up(home: Home, wanted: Wanted) -> Cluster:
         )
     try:
         url = await _bring_up_host(home, host, wanted.listen)
-        home.remember(
-            msgspec.structs.replace(home.recall(), runners=count, backend=backend, tasks_left=True)
-        )
+        # Before a runner is there to start any, so that no crash leaves tasks unnoticed.
+        home.remember(msgspec.structs.replace(home.recall(), tasks_left=True))
         async with await enter(home.host) as connection:
             in_use = save_context(connection, home.host)
             await _bring_up_runners(home, connection, runners, backend)
+        home.remember(msgspec.structs.replace(home.recall(), runners=count, backend=backend))
     except BaseException:
         # No half a cluster stays behind a start that failed or that somebody gave up.
         daemons.stop(daemon for daemon in (*runners, host) if daemon.was_started_here)
@@ -187,44 +200,50 @@ def _write_secret(path: Path, text: str) -> None:
 # --- staying --------------------------------------------------------------------------------
 
 
-async def _stay(cluster: Cluster) -> int:
-    """Wait for Ctrl-C and stop the daemons, or for their end by other hands."""
-    loop = asyncio.get_running_loop()
-    news: asyncio.Queue[Daemon | None] = asyncio.Queue()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, news.put_nowait, None)
-    left = {daemon for daemon in (cluster.host, *cluster.runners) if _watch(daemon, news)}
-    failed = False
-    while left:
-        daemon = await news.get()
-        if daemon is None:
-            _say("stopping the daemons; tasks go on")
-            daemons.stop(cluster.runners)
-            daemons.stop([cluster.host])
-            break
-        left.discard(daemon)
-        failed |= _tell_end(daemon)
-    _say("all daemons have stopped; kohakud up brings them back")
-    return 1 if failed else 0
+class _Watch:
+    """Waits for Ctrl-C, or for the end of every daemon by other hands."""
 
+    def __init__(self, watched: Iterable[Daemon]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._news: asyncio.Queue[Daemon | None] = asyncio.Queue()
+        #: Daemons that still run.
+        self.left = {daemon for daemon in watched if self._follow(daemon)}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._loop.add_signal_handler(number, self._news.put_nowait, None)
 
-def _watch(daemon: Daemon, news: asyncio.Queue[Daemon | None]) -> bool:
-    loop = asyncio.get_running_loop()
-    pid = daemon.pid
-    if pid is None:
-        return False
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return False
+    async def until_asked_or_ended(self) -> bool:
+        """Say of each daemon that it has ended. Gives whether one failed."""
+        failed = False
+        while self.left:
+            daemon = await self._next()
+            if daemon is None:
+                break
+            self.left.discard(daemon)
+            failed |= _tell_end(daemon)
+        return failed
 
-    def ended() -> None:
-        loop.remove_reader(fd)
+    async def _next(self) -> Daemon | None:
+        try:
+            return await self._news.get()
+        except asyncio.CancelledError:
+            # Ctrl-C came before the handler: asyncio.run then cancels, which is asking too.
+            return None
+
+    def _follow(self, daemon: Daemon) -> bool:
+        pid = daemon.pid
+        if pid is None:
+            return False
+        try:
+            fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return False
+        self._loop.add_reader(fd, self._ended, daemon, fd)
+        return True
+
+    def _ended(self, daemon: Daemon, fd: int) -> None:
+        self._loop.remove_reader(fd)
         os.close(fd)
-        news.put_nowait(daemon)
-
-    loop.add_reader(fd, ended)
-    return True
+        self._news.put_nowait(daemon)
 
 
 def _tell_end(daemon: Daemon) -> bool:

@@ -111,7 +111,9 @@ class Effects:
             case PauseLaunch() | ResumeLaunch():
                 self._begin(self._hold(action), "hold", action.key)
             case RemoveLaunch():
-                self._begin(self._remove(action.launch.key, action.handle), "remove", action.launch.key)
+                self._begin(
+                    self._remove(action.launch.key, action.handle), "remove", action.launch.key
+                )
             case SendReport(report):
                 self._report(report)
             case Remember() | Forget():
@@ -239,7 +241,7 @@ class Effects:
 
         ``is_over`` gives the handle of a launch whose end the host knows, else None.
         """
-        for key in self._scratch.keys():
+        for key in self._scratch.list_keys():
             handle = is_over(key)
             if handle is not None:
                 self._begin(self._remove(key, handle), "remove", key)
@@ -250,6 +252,7 @@ class Effects:
             # The scratch folder goes last: it is the mark that there is something to remove.
             if (backend := self._backends.get(handle.backend)) is not None:
                 await backend.remove(handle)
+            await asyncio.to_thread(self._logs.finish, key)
             await asyncio.to_thread(self._scratch.remove, key)
         except (KohakuError, OSError) as error:
             # Tried again by ``clean_up`` after the next start.
@@ -269,9 +272,7 @@ def _explain(error: Exception, doing: str, key: str) -> str:
         _log.warning("%s failed: %s", doing, error, extra={"launch": key})
         return _cut(error.message)
     incident = secrets.token_hex(4)
-    _log.error(
-        "%s failed, incident %s", doing, incident, exc_info=error, extra={"launch": key}
-    )
+    _log.error("%s failed, incident %s", doing, incident, exc_info=error, extra={"launch": key})
     return f"{doing} it failed on its node, incident {incident} in the runner's log"
 
 

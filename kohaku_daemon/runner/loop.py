@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, Generic, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from kohaku_daemon.clock import Clock
 from kohaku_daemon.core.node.actions import Forget, NodeAction, Remember
@@ -20,6 +20,7 @@ from kohaku_daemon.core.node.events import NodeEvent
 from kohaku_daemon.core.node.records import LaunchRecord
 from kohaku_daemon.runner.memory import Memory, encode_launch
 from protocol.errors import Unavailable
+from protocol.messages.runner import AttemptState
 
 T = TypeVar("T")
 
@@ -31,11 +32,11 @@ _RETRY_LONGEST_S: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Question(Generic[T]):
+class _Question:
     """Asked in turn with the events; answered once all before it is on the disk."""
 
-    ask: Callable[[NodeEngine], T]
-    answer: asyncio.Future[T]
+    ask: Callable[[NodeEngine], object]
+    answer: asyncio.Future[Any]
 
 
 class NodeLoop:
@@ -45,7 +46,7 @@ class NodeLoop:
         self._engine = engine
         self._memory = memory
         self._clock = clock
-        self._entries: list[NodeEvent | _Question[object]] = []
+        self._entries: list[NodeEvent | _Question] = []
         self._more = asyncio.Event()
         self._recovered = asyncio.Event()
         #: Why the vault cannot be written; empty if it can.
@@ -78,6 +79,20 @@ class NodeLoop:
         """Give one launch, as it is thought of now."""
         return self._engine.record(key)
 
+    def is_live(self, key: str) -> bool:
+        """Say whether a launch may still do something."""
+        record = self._engine.record(key)
+        return record is not None and record.state is not AttemptState.ENDED
+
+    def unended(self) -> set[str]:
+        """Give the keys of all launches that may still do something."""
+        reports = self._engine.attempts()
+        return {
+            f"{report.task}-{report.attempt}"
+            for report in reports
+            if report.state is not AttemptState.ENDED
+        }
+
     async def recovered(self) -> None:
         """Wait until the fate of every launch of an earlier run is known."""
         await self._recovered.wait()
@@ -102,12 +117,12 @@ class NodeLoop:
 
     async def _handle(
         self,
-        entries: list[NodeEvent | _Question[object]],
+        entries: list[NodeEvent | _Question],
         carry_out: Callable[[NodeAction], None],
     ) -> None:
         kept: dict[str, bytes] = {}
         gone: set[str] = set()
-        owed: list[NodeAction | _Question[object]] = []
+        owed: list[NodeAction | _Question] = []
         for entry in entries:
             if isinstance(entry, _Question):
                 owed.append(entry)
@@ -131,7 +146,7 @@ class NodeLoop:
             else:
                 carry_out(debt)
 
-    def _answer(self, question: _Question[object]) -> None:
+    def _answer(self, question: _Question) -> None:
         if not question.answer.done():  # who asked may have gone
             question.answer.set_result(question.ask(self._engine))
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NoReturn
 
+import kohaku_daemon
 from kohaku_daemon.backends.base import Backend
 from kohaku_daemon.core.node.records import LaunchRecord
 from kohaku_daemon.probe.prober import Prober
 from protocol.models.node import BackendInfo, Inventory, Readings, TaskReading
-from protocol.version import SOFTWARE_VERSION
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Instruments:
             self._prober.inventory,
             self._infos,
             self._default_backend,
-            SOFTWARE_VERSION,
+            kohaku_daemon.version(),
         )
 
     async def run(self) -> NoReturn:

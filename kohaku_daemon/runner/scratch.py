@@ -43,7 +43,7 @@ class ScratchFolders:
             _open_folders(folder)
             shutil.rmtree(folder)
 
-    def keys(self) -> list[str]:
+    def list_keys(self) -> list[str]:
         """Name the launches that still have a folder."""
         return [entry.name for entry in self._root.iterdir()] if self._root.is_dir() else []
 

@@ -1,6 +1,6 @@
 """Data streams that the host orders: dials it back for each, and sends a launch's output.
 
-Knows: the data connection, how much of it goes on at once, that a reader who stalls holds
+Knows: the data connection, how many there may be at once, that a reader who stalls holds
 back only its own stream.
 Does not know: where output is kept (``logs``), who asked for it.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
@@ -18,12 +18,14 @@ import aiohttp
 import msgspec
 
 from kohaku_daemon.runner.logs import TaskLogs
+from kohaku_daemon.runner.loop import NodeLoop
 from kohaku_daemon.supervise import spawn
 from protocol.connection import parse_url
 from protocol.errors import Internal, KohakuError, NotFound, Unavailable
 from protocol.framing import MAX_DATA_MESSAGE
 from protocol.messages.runner import OrderStream
-from protocol.messages.stream import LogEnd, LogItem
+from protocol.messages.stream import LogEnd, LogItem, OpenLogs
+from protocol.models.task import Cause
 
 _log = logging.getLogger(__name__)
 
@@ -36,43 +38,37 @@ _CLOSE_S: Final = aiohttp.ClientWSTimeout(ws_close=2.0)
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
-_Socket = aiohttp.ClientWebSocketResponse[bool]
-
 
 class LogStreams:
     """Serves the output of launches."""
 
     def __init__(
-        self,
-        host: str,
-        credential: Callable[[], str],
-        logs: TaskLogs,
-        is_live: Callable[[str], bool],
+        self, host: str, credential: Callable[[], str], logs: TaskLogs, loop: NodeLoop
     ) -> None:
-        """``is_live`` says whether a launch may still write, given its key."""
+        """``credential`` is asked for each stream: it changes when the runner joins anew."""
         self._url = parse_url(host) + PATH
         self._credential = credential
         self._logs = logs
-        self._is_live = is_live
+        self._loop = loop
         self._open = 0
 
     async def serve(self, order: OrderStream) -> None:
-        """Serve one stream until it is at its end, or its reader has gone. Raises nothing."""
+        """Serve one stream until its end, or until its reader has gone. Raises nothing."""
         key = f"{order.logs.task}-{order.attempt}"
         self._open += 1
         try:
-            async with self._dial(order.stream) as socket, _while_there(socket):
-                await self._send(socket, key, order)
-        except (KohakuError, aiohttp.ClientError, OSError, TimeoutError) as error:
-            # Whoever reads has gone, or reads on with a new stream from where this one broke.
-            _log.debug("a stream broke off: %s", error, extra={"launch": key})
+            async with self._dial(order.stream) as socket, _while_read(socket):
+                await self._send(socket, key, order.logs)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            # Whoever reads has gone, or will go on in a new stream where this one broke.
+            _log.debug("a stream broke off: %r", error, extra={"launch": key})
         except Exception as bug:
             _log.error("a stream failed", exc_info=bug, extra={"launch": key})
         finally:
             self._open -= 1
 
     @asynccontextmanager
-    async def _dial(self, stream: str) -> AsyncIterator[_Socket]:
+    async def _dial(self, stream: str) -> AsyncIterator[aiohttp.ClientWebSocketResponse[bool]]:
         headers = {"Authorization": f"Bearer {self._credential()}"}
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector) as http:
@@ -89,32 +85,52 @@ class LogStreams:
             finally:
                 await socket.close()
 
-    async def _send(self, socket: _Socket, key: str, order: OrderStream) -> None:
+    async def _send(
+        self, socket: aiohttp.ClientWebSocketResponse[bool], key: str, wanted: OpenLogs
+    ) -> None:
+        async with aclosing(self._items(key, wanted)) as items:
+            async for item in items:
+                async with asyncio.timeout(_STALLED_S):
+                    await socket.send_bytes(_encode(item))
+
+    async def _items(self, key: str, wanted: OpenLogs) -> AsyncGenerator[LogItem, None]:
+        """Give the output, and in any case a LogEnd."""
         try:
-            async with aclosing(self._items(key, order)) as items:
+            if self._open > _STREAMS_AT_ONCE:
+                raise Unavailable(f"{_STREAMS_AT_ONCE} outputs are being read from this node")
+            async with aclosing(self._read(key, wanted)) as items:
                 async for item in items:
-                    await _send_item(socket, item)
+                    yield item
         except KohakuError as error:
-            await _send_item(socket, LogEnd(0, 0, error=(error.code, error.message)))
-        except (aiohttp.ClientError, OSError):
-            raise
+            yield LogEnd(0, 0, error=(error.code, error.message))
         except Exception as bug:
             incident = secrets.token_hex(4)
-            _log.error("reading output failed, incident %s", incident, exc_info=bug)
+            _log.error(
+                "cannot read output, incident %s", incident, exc_info=bug, extra={"launch": key}
+            )
             message = f"reading the output failed on its node, incident {incident}"
-            await _send_item(socket, LogEnd(0, 0, error=(Internal.code, message)))
+            yield LogEnd(0, 0, error=(Internal.code, message))
 
-    def _items(self, key: str, order: OrderStream) -> AsyncIterator[LogItem]:
-        raise NotImplementedError
-
-
-async def _send_item(socket: _Socket, item: LogItem) -> None:
-    async with asyncio.timeout(_STALLED_S):
-        await socket.send_bytes(_encode(item))
+    async def _read(self, key: str, wanted: OpenLogs) -> AsyncGenerator[LogItem, None]:
+        # Asked in turn with orders: the one to launch may have come together with this one.
+        await self._loop.committed()
+        if self._loop.is_live(key):
+            # It may still wait for its start, and have no files yet.
+            await asyncio.to_thread(self._logs.make, key)
+        output = self._logs.read(key, wanted, lambda: self._loop.is_live(key))
+        try:
+            async with aclosing(output) as items:
+                async for item in items:
+                    yield item
+        except NotFound:
+            record = self._loop.record(key)
+            if record is None or record.exit is None or record.exit.cause is not Cause.START_FAILED:
+                raise
+            yield LogEnd(0, 0)  # it never ran: there is no output, and none is missing
 
 
 @asynccontextmanager
-async def _while_there(socket: _Socket) -> AsyncIterator[None]:
+async def _while_read(socket: aiohttp.ClientWebSocketResponse[bool]) -> AsyncIterator[None]:
     """End the block with TimeoutError when the reader goes: that is only seen by reading."""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(None) as scope:
@@ -132,6 +148,6 @@ async def _while_there(socket: _Socket) -> AsyncIterator[None]:
             await asyncio.gather(reading, return_exceptions=True)
 
 
-async def _read_out(socket: _Socket) -> None:
+async def _read_out(socket: aiohttp.ClientWebSocketResponse[bool]) -> None:
     async for _ in socket:
-        pass  # the reader sends nothing but its close
+        pass  # a reader sends nothing but its close

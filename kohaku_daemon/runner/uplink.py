@@ -31,7 +31,7 @@ _DIAL_S: Final = 10.0
 _JOIN_S: Final = 60.0
 #: Seconds between tries of a runner whose credential the host does not know: somebody has to
 #: act before another try can go better.
-STRANGER_RETRY_S: Final = 60.0
+_STRANGER_RETRY_S: Final = 60.0
 #: A link that held for so long was a good one: the next wait begins small again.
 _GOOD_LINK_S: Final = 10.0
 
@@ -53,18 +53,10 @@ class _NotKnown(Unauthenticated):
 class Uplink:
     """Dials for ever."""
 
-    def __init__(
-        self,
-        config: RunnerConfig,
-        memory: Memory,
-        conversation: Conversation,
-        *,
-        stranger_retry_s: float = STRANGER_RETRY_S,
-    ) -> None:
+    def __init__(self, config: RunnerConfig, memory: Memory, conversation: Conversation) -> None:
         self._config = config
         self._memory = memory
         self._conversation = conversation
-        self._stranger_retry_s = stranger_retry_s
         self._agent = f"kohakud {kohaku_daemon.version()}"
         #: What the log was told last.
         self._told = ""
@@ -179,7 +171,7 @@ class Uplink:
     def _wait_s(self, error: KohakuError, tries: int) -> float:
         share = random.random()
         if isinstance(error, _NotKnown):
-            return self._stranger_retry_s * (0.5 + share / 2)
+            return _STRANGER_RETRY_S * (0.5 + share / 2)
         return delay_s(tries, share, longest_s=self._config.reconnect_max_s)
 
     def _tell(self, level: int, text: str, hint: str = "") -> None:

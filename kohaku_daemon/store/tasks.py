@@ -137,6 +137,20 @@ _PUT_AUDIT: Final = """
     INSERT INTO audit (at, actor, role, address, method, subject, outcome)
     VALUES (?, ?, ?, ?, ?, ?, ?)"""
 
+# A batch has a lower id than its tasks: this leaves out those of the newest batch.
+_OLD_TASKS: Final = """
+    SELECT id, batch FROM tasks
+    WHERE ended_at > 0 AND ended_at < ? AND id < (SELECT max(id) FROM batches)
+    ORDER BY ended_at LIMIT ?"""
+_DROP_BATCH: Final = """
+    DELETE FROM batches WHERE id = ? AND NOT EXISTS (
+        SELECT 1 FROM tasks WHERE tasks.id BETWEEN first_task AND last_task)"""
+_OLDEST_EVENTS: Final = """
+    SELECT id, record FROM events WHERE id < (SELECT max(id) FROM events) ORDER BY id LIMIT ?"""
+# SQLite itself remembers the highest id of this table.
+_DROP_AUDITS: Final = """
+    DELETE FROM audit WHERE id IN (SELECT id FROM audit ORDER BY id LIMIT ?) AND at < ?"""
+
 
 class TaskStore:
     """The open file."""
@@ -191,6 +205,38 @@ class TaskStore:
             self._writer.executemany(_PUT_TASK, group.tasks)
             self._writer.executemany(_PUT_EVENT, events)
             self._writer.executemany(_PUT_AUDIT, audits)
+
+    def prune(
+        self, *, tasks_before: float, events_before: float, audits_before: float, limit: int
+    ) -> int:
+        """Delete what is older than these times (UTC seconds); give how many rows went.
+
+        Of tasks, the diary and the audit log at most ``limit`` rows each, so that no commit
+        waits long: ask again until none went. Tasks go by their end, so live ones stay; a
+        batch goes with the last of its tasks. The newest of all stay, whatever their age:
+        ids that were given are not given again.
+
+        Raises:
+            Unavailable: The disk is full or failed. Nothing was deleted.
+        """
+        with self._writing, transaction(self._writer, self._path):
+            return (
+                self._prune_tasks(tasks_before, limit)
+                + self._prune_events(events_before, limit)
+                + self._writer.execute(_DROP_AUDITS, (limit, audits_before)).rowcount
+            )
+
+    def _prune_tasks(self, before: float, limit: int) -> int:
+        found = self._writer.execute(_OLD_TASKS, (before, limit)).fetchall()
+        self._writer.executemany("DELETE FROM tasks WHERE id = ?", [(task,) for task, _ in found])
+        self._writer.executemany(_DROP_BATCH, {(batch,) for _, batch in found})
+        return len(found)
+
+    def _prune_events(self, before: float, limit: int) -> int:
+        found = self._writer.execute(_OLDEST_EVENTS, (limit,)).fetchall()
+        old = [(event,) for event, record in found if _decode_event(record).at < before]
+        self._writer.executemany("DELETE FROM events WHERE id = ?", old)
+        return len(old)
 
     # Everything below reads. Raises: Unavailable, if the disk fails or the file is damaged.
 

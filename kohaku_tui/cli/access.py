@@ -16,8 +16,8 @@ import typer
 from kohaku_tui.cli import output
 from kohaku_tui.cli.complete import complete_contexts
 from kohaku_tui.cli.options import AsJson, OnContext
-from kohaku_tui.cli.output import Cell, Column
 from kohaku_tui.cli.reach import ask_cluster, ask_host
+from kohaku_tui.cli.table import Cell, Column
 from kohaku_tui.document import Plain, to_document
 from protocol.errors import BadRequest, Unavailable
 from protocol.messages.hello import Identity, WhoAmI
@@ -31,8 +31,8 @@ _COLUMNS = (
     Column("IN USE"),
     Column("NAME"),
     Column("HOST"),
-    Column("USER", yields=True),
-    Column("CLUSTER", yields=True),
+    Column("USER", yields=True, spare=1),
+    Column("CLUSTER", yields=True, spare=2),
 )
 
 ContextName = Annotated[str, typer.Argument(metavar="NAME", autocompletion=complete_contexts)]

@@ -16,8 +16,8 @@ from kohaku_tui.cli.options import (
     Timeout,
     batch_id,
 )
-from kohaku_tui.cli.output import Column
 from kohaku_tui.cli.reach import ask_cluster
+from kohaku_tui.cli.table import Column, Row
 from kohaku_tui.cli.task import tell_steered
 from kohaku_tui.cli.task_view import TASK_COLUMNS, task_row
 from kohaku_tui.cli.wait import wait_and_exit
@@ -36,9 +36,9 @@ _PAGE: Final = 500
 _COLUMNS: Final = (
     Column("ID"),
     Column("TASKS", right=True),
-    Column("OWNER", yields=True),
-    Column("AGE", right=True),
-    Column("NAME", yields=True),
+    Column("OWNER", yields=True, spare=3),
+    Column("AGE", right=True, spare=1),
+    Column("NAME", yields=True, spare=2),
     Column("STATES", yields=True),
 )
 
@@ -121,7 +121,7 @@ async def _gather(cluster: Cluster, owner: str, most: int | None) -> BatchPage:
     return BatchPage(tuple(batches), more)
 
 
-def _row(batch: Batch, now: float) -> output.Row:
+def _row(batch: Batch, now: float) -> Row:
     return (
         str(batch.id),
         str(batch.size),

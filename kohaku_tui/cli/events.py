@@ -8,8 +8,8 @@ import typer
 
 from kohaku_tui.cli import output
 from kohaku_tui.cli.options import AsJson, Limit, OnContext
-from kohaku_tui.cli.output import Column
 from kohaku_tui.cli.reach import ask_cluster
+from kohaku_tui.cli.table import Column, Row
 from kohaku_tui.document import to_document
 from kohaku_tui.format import moment
 from protocol.messages.cluster import Event, EventPage, Topic
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _COLUMNS: Final = (
     Column("WHEN"),
     Column("KIND"),
-    Column("NODE"),
-    Column("ACTOR"),
+    Column("NODE", spare=1),
+    Column("ACTOR", yields=True, spare=2),
     Column("WHAT", yields=True),
 )
 
@@ -82,5 +82,5 @@ def _write_one(event: Event, *, as_json: bool) -> None:
         output.say(f"{moment(event.at)}  {event.kind}{about}  {event.text}{by}")
 
 
-def _row(event: Event) -> output.Row:
+def _row(event: Event) -> Row:
     return (moment(event.at), event.kind, event.node or "-", event.actor or "-", event.text)

@@ -7,7 +7,6 @@ Does not know: which command wants it.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
@@ -32,27 +31,24 @@ async def changes(cluster: Cluster, ids: Sequence[TaskId]) -> AsyncGenerator[Tas
         NotFound: One of them does not exist.
     """
     left = set(ids)
-    for task in ids:
-        known = await cluster.task(task)
-        yield known
-        if known.state.is_over:
-            left.discard(task)
+    for wanted in ids:
+        task = await cluster.task(wanted)
+        yield task
+        if task.state.is_over:
+            left.discard(wanted)
     if not left:
         return
+    told: set[TaskId] = set()
     async with aclosing(cluster.watch([Topic.TASKS], tasks=sorted(left))) as updates:
         async for update in updates:
-            for seen in update.tasks:
-                if seen.id in left:
-                    yield seen
-                    if seen.state.is_over:
-                        left.discard(seen.id)
+            news = [task for task in update.tasks if task.id in left]
+            told.update(task.id for task in news)
             if update.ready:
                 # One that ended between the question and the watch need not be in its snapshot.
-                for task in sorted(left - {seen.id for seen in update.tasks}):
-                    known = await cluster.task(task)
-                    if known.state.is_over:
-                        yield known
-                        left.discard(task)
+                news += [await cluster.task(wanted) for wanted in sorted(left - told)]
+            for task in news:
+                yield task
+            left -= {task.id for task in news if task.state.is_over}
             if not left:
                 return
 
@@ -110,6 +106,8 @@ async def wait_over(
     """
     if not output.talks_to_terminal():
         return await _wait(cluster, ids, batch, timeout_s)
+    import asyncio
+
     telling = asyncio.get_running_loop().create_task(_tell_progress(cluster, ids, batch))
     try:
         return await _wait(cluster, ids, batch, timeout_s)
@@ -129,7 +127,9 @@ def note_ends(tasks: Sequence[Task]) -> None:
         if task.state is TaskState.LOST:
             output.note(f"task {task.id} is lost: its node {task.node} does not answer")
         elif task.exit is not None and task.exit.cause is not Cause.EXITED:
-            output.note(f"task {task.id} {task.state}: {exit_text(task.exit)}")
+            said = exit_text(task.exit)
+            state = "" if said.startswith(task.state) else f"{task.state}: "
+            output.note(f"task {task.id} {state}{said}")
         elif task.exit is None and task.state is not TaskState.COMPLETED:
             output.note(f"task {task.id} {task.state}: {task.reason or 'it never started'}")
 

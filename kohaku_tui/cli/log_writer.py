@@ -7,15 +7,17 @@ Does not know: where the output comes from.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kohaku_tui.sanitize import OutputCleaner
 from protocol.messages.stream import LogChunk, LogEnd, Source
 from protocol.units import render_size
+
+if TYPE_CHECKING:
+    import asyncio
 
 #: A pipe that polls writable takes as much without blocking (pipe(7), PIPE_BUF on Linux).
 _ATOMIC: Final = 4096
@@ -74,6 +76,8 @@ async def _write_all(fd: int, data: bytes) -> None:
 
 async def _writable(fd: int) -> bool:
     """Wait until ``fd`` takes bytes without blocking; False if it is a file, which always does."""
+    import asyncio
+
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
     try:

@@ -76,7 +76,7 @@ def _make_family(about: str) -> typer.Typer:
     return typer.Typer(cls=_Family, help=about, rich_markup_mode=None)
 
 
-_app: Final = typer.Typer(
+app: Final = typer.Typer(
     name="kohaku",
     cls=_Root,
     help="Run commands on a cluster of machines as on one big computer.",
@@ -84,12 +84,12 @@ _app: Final = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_app.command()(status.status)
-_app.command()(events.events)
-_app.command()(access.login)
-_app.command()(access.logout)
-_app.command()(access.whoami)
-_app.command()(call.call)
+app.command()(status.status)
+app.command()(events.events)
+app.command()(access.login)
+app.command()(access.logout)
+app.command()(access.whoami)
+app.command()(call.call)
 
 _task: Final = _make_family("Submit tasks, read them, steer them.")
 _task.command("submit", context_settings=dict(submit.SUBMIT_SETTINGS))(submit.submit)
@@ -102,14 +102,14 @@ _task.command("wait")(wait.wait)
 _task.command("kill")(task.kill)
 _task.command("pause")(task.pause)
 _task.command("resume")(task.resume)
-_app.add_typer(_task, name="task")
+app.add_typer(_task, name="task")
 
 _batch: Final = _make_family("Tasks that were submitted together.")
 _batch.command("list")(batch.list_batches)
 _batch.command("show")(batch.show)
 _batch.command("wait")(batch.wait)
 _batch.command("kill")(batch.kill)
-_app.add_typer(_batch, name="batch")
+app.add_typer(_batch, name="batch")
 
 _node: Final = _make_family("The machines of the cluster.")
 _node.command("list")(node.list_nodes)
@@ -119,16 +119,16 @@ _node.command("undrain")(node.undrain)
 _node.command("label")(node.label)
 _node.command("remove")(node.remove)
 _node.command("join-token")(node.join_token)
-_app.add_typer(_node, name="node")
+app.add_typer(_node, name="node")
 
 _context: Final = _make_family("Saved hosts and who you are there.")
 _context.command("list")(access.list_contexts)
 _context.command("use")(access.use_context)
 _context.command("show")(access.show_context)
-_app.add_typer(_context, name="context")
+app.add_typer(_context, name="context")
 
 
-@_app.callback(invoke_without_command=True)
+@app.callback(invoke_without_command=True)
 def _root(
     ctx: typer.Context,
     *,
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run a command line; give its exit status. Whatever fails is told on stderr."""
     as_json = _wants_json(arguments)
     try:
-        result = get_command(_app).main(list(arguments), prog_name="kohaku", standalone_mode=False)
+        result = get_command(app).main(list(arguments), prog_name="kohaku", standalone_mode=False)
         sys.stdout.flush()
     except KohakuError as error:
         output.show_error(error, as_json=as_json)

@@ -9,8 +9,8 @@ import typer
 
 from kohaku_tui.cli import output
 from kohaku_tui.cli.options import AsJson, NodeNames, OnContext, OneNodeName, parse_pairs
-from kohaku_tui.cli.output import Cell, Column
 from kohaku_tui.cli.reach import ask_cluster
+from kohaku_tui.cli.table import Cell, Column, Row
 from kohaku_tui.document import to_document
 from kohaku_tui.format import (
     age,
@@ -53,10 +53,10 @@ _COLUMNS: Final = (
     Column("TASKS", right=True),
     Column("CORES", right=True),
     Column("MEMORY", right=True),
-    Column("GPUS", right=True),
-    Column("CPU", right=True),
-    Column("SEEN", right=True),
-    Column("LABELS", yields=True),
+    Column("GPUS", right=True, spare=1),
+    Column("CPU", right=True, spare=2),
+    Column("SEEN", right=True, spare=4),
+    Column("LABELS", yields=True, spare=3),
 )
 
 
@@ -209,7 +209,7 @@ def _confirm(question: str) -> None:
     typer.confirm(question, abort=True, err=True)
 
 
-def _row(node: Node, now: float) -> output.Row:
+def _row(node: Node, now: float) -> Row:
     has, held = node.inventory, node.claimed
     cpu = "-" if node.readings is None else f"{node.readings.cpu_percent:.0f} %"
     return (
@@ -233,7 +233,7 @@ def _facts(node: Node, now: float) -> Iterator[tuple[str, str | Cell]]:
         "seen",
         f"{moment(node.seen_at)}, {age(node.seen_at, now)} ago" if node.seen_at else "never",
     )
-    yield "joined", moment(node.joined_at)
+    yield "joined", moment(node.joined_at) if node.joined_at else ""
     yield "labels", pairs_text(node.labels)
     yield "hostname", has.hostname
     yield "system", " ".join(filter(None, (has.system, has.kernel, has.architecture)))
@@ -265,9 +265,11 @@ def _facts(node: Node, now: float) -> Iterator[tuple[str, str | Cell]]:
 def _reading_facts(readings: Readings) -> Iterator[tuple[str, str]]:
     used = readings.memory_total - readings.memory_available
     yield "cpu", f"{readings.cpu_percent:.0f} %, load {readings.load_1m:.2f}"
-    yield "memory used", size_share(used, readings.memory_total)
+    if readings.memory_total:
+        yield "memory used", size_share(used, readings.memory_total)
     for disk in readings.disks:
-        yield f"disk {disk.path}", f"{render_size(disk.free)} free of {render_size(disk.total)}"
+        free = f"{render_size(disk.free)} of {render_size(disk.total)} free"
+        yield "disk", f"{free}, {disk.path}"
     if readings.temperatures:
         hottest = max(readings.temperatures, key=lambda sensor: readings.temperatures[sensor])
         yield "hottest", f"{readings.temperatures[hottest]:.0f} °C, {hottest}"

@@ -13,41 +13,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from kohaku_tui.cli.table import GAP, Cell, Column, Row, clean_cell, lay_out
 from kohaku_tui.document import Plain, render_json, to_plain
 from kohaku_tui.sanitize import clean_block, clean_line
 from protocol.errors import KohakuError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
-
-_GAP: Final = "  "
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A value with the rich style it has on a terminal."""
-
-    text: str
-    style: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column of a table."""
-
-    title: str
-    right: bool = False
-    #: Give up characters when the terminal is narrow; columns of ids and states never do.
-    yields: bool = False
-
-
-Row = Sequence[str | Cell]
+    from rich.text import Text
 
 
 def now() -> float:
@@ -94,58 +71,37 @@ def print_document_line(document: Mapping[str, Plain]) -> None:
 
 
 def print_table(columns: Sequence[Column], rows: Iterable[Row]) -> None:
-    """Write rows under their titles."""
-    cells = [[_clean_cell(cell) for cell in row] for row in rows]
+    """Write rows under their titles, fitted to the terminal if one reads them."""
     if reads_terminal():
-        _console(stderr=False).print(build_table(columns, cells))
+        console = _console(stderr=False)
+        console.print(draw_table(columns, rows, console.width), soft_wrap=True)
         return
-    widths = [
-        max([len(column.title), *(_width(row[i].text) for row in cells)])
-        for i, column in enumerate(columns)
-    ]
-    titles = [Cell(column.title) for column in columns]
-    for row in [titles, *cells]:
-        padded = [
-            _pad(cell.text, width, right=column.right)
-            for cell, width, column in zip(row, widths, columns, strict=True)
-        ]
-        sys.stdout.write(_GAP.join(padded).rstrip() + "\n")
+    for line in lay_out(columns, rows, None):
+        sys.stdout.write(GAP.join(cell.text for cell in line).rstrip() + "\n")
 
 
-def build_table(columns: Sequence[Column], rows: Iterable[Row]) -> Table:
-    """Make a table for a terminal, one line a row, that fits its width."""
-    from rich.table import Table
+def draw_table(columns: Sequence[Column], rows: Iterable[Row], width: int) -> Text:
+    """Make a table of styled text, a line a row."""
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(
-            Text(column.title),
-            justify="right" if column.right else "left",
-            no_wrap=not column.yields,
-            min_width=min(len(column.title), 8),
-        )
-    for row in rows:
-        cells = map(_clean_cell, row)
-        table.add_row(
-            *(Text(cell.text, cell.style, no_wrap=True, overflow="ellipsis") for cell in cells)
-        )
-    return table
+    lines = lay_out(columns, rows, width)
+    gap = Text(GAP)
+    return Text("\n").join(gap.join(Text(cell.text, cell.style) for cell in line) for line in lines)
 
 
 def print_facts(facts: Iterable[tuple[str, str | Cell]]) -> None:
     """Write names and values of one thing, one a line; those without a value are left out."""
-    cells = [(name, _clean_cell(value)) for name, value in facts]
+    cells = [(name, clean_cell(value)) for name, value in facts]
     shown = [(name, cell) for name, cell in cells if cell.text]
     width = max((len(name) for name, _ in shown), default=0)
     for name, cell in shown:
         if reads_terminal():
             from rich.text import Text
 
-            line = Text.assemble((name.ljust(width), "bold"), _GAP, (cell.text, cell.style))
+            line = Text.assemble((name.ljust(width), "bold"), GAP, (cell.text, cell.style))
             _console(stderr=False).print(line, soft_wrap=True)
         else:
-            sys.stdout.write(f"{name.ljust(width)}{_GAP}{cell.text}\n")
+            sys.stdout.write(f"{name.ljust(width)}{GAP}{cell.text}\n")
 
 
 def show_error(error: KohakuError, *, as_json: bool) -> None:
@@ -182,8 +138,8 @@ def _reason_lines(reasons: object) -> list[str]:
         for node, own in reasons.items()
         for reason in (own if isinstance(own, list | tuple) else (own,))
     ]
-    width = max((_width(node) for node, _ in rows), default=0)
-    return [f"  {_pad(node, width)}{_GAP}{reason}" for node, reason in rows]
+    width = max((len(node) for node, _ in rows), default=0)
+    return [f"{GAP}{node.ljust(width)}{GAP}{reason}" for node, reason in rows]
 
 
 def _write(stream: object, text: str, style: str) -> None:
@@ -201,21 +157,3 @@ def _console(*, stderr: bool) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-
-
-def _clean_cell(value: str | Cell) -> Cell:
-    cell = Cell(value) if isinstance(value, str) else value
-    return Cell(clean_line(cell.text), cell.style)
-
-
-def _width(text: str) -> int:
-    if text.isascii():
-        return len(text)
-    from rich.cells import cell_len
-
-    return cell_len(text)
-
-
-def _pad(text: str, width: int, *, right: bool = False) -> str:
-    blanks = " " * (width - _width(text))
-    return blanks + text if right else text + blanks

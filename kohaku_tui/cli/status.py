@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from kohaku_tui.cli import output
 from kohaku_tui.cli.options import AsJson, OnContext
 from kohaku_tui.cli.reach import ask_cluster
+from kohaku_tui.cli.table import Cell
 from kohaku_tui.document import to_document
 from kohaku_tui.format import age, counts_text, share, size_share
 
@@ -43,6 +44,6 @@ def _print_status(status: Status) -> None:
             ("cores", f"{share(held.cores, whole.cores)} claimed" if whole.cores else ""),
             ("memory", f"{size_share(held.memory, whole.memory)} claimed" if whole.memory else ""),
             ("gpus", f"{share(held.gpus, whole.gpus)} claimed" if whole.gpus else ""),
-            *(("problem", output.Cell(problem, "red")) for problem in status.problems),
+            *(("problem", Cell(problem, "red")) for problem in status.problems),
         ]
     )

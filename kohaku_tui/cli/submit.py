@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import uuid
 from collections.abc import Sequence
@@ -206,6 +205,8 @@ class Stay:
         tell(text)
 
     async def _follow_all(self, cluster: Cluster, ids: Sequence[TaskId]) -> Sequence[Task]:
+        import asyncio
+
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await follow_output(cluster, ids)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from kohaku_tui.cli.output import Cell, Column, Row
+from kohaku_tui.cli.table import Cell, Column, Row
 from kohaku_tui.format import (
     age,
     command_text,
@@ -29,19 +29,19 @@ TASK_COLUMNS: Final = (
     Column("ID"),
     Column("STATE"),
     Column("NODE"),
-    Column("OWNER", yields=True),
-    Column("AGE", right=True),
-    Column("RUN", right=True),
-    Column("NAME", yields=True),
+    Column("OWNER", yields=True, spare=4),
+    Column("AGE", right=True, spare=2),
+    Column("RUN", right=True, spare=1),
+    Column("NAME", yields=True, spare=3),
     Column("COMMAND", yields=True),
 )
 
 HISTORY_COLUMNS: Final = (
     Column("WHEN"),
     Column("STATE"),
-    Column("ATTEMPT", right=True),
-    Column("NODE"),
-    Column("ACTOR"),
+    Column("ATTEMPT", right=True, spare=3),
+    Column("NODE", spare=1),
+    Column("ACTOR", yields=True, spare=2),
     Column("CAUSE", yields=True),
 )
 

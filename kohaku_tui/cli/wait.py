@@ -38,7 +38,7 @@ from protocol.models.task import Task
 from protocol.units import parse_duration
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.text import Text
 
     from protocol.client import Cluster
 
@@ -184,15 +184,19 @@ def _watch_lines(*, as_json: bool) -> Callable[[Cluster, Sequence[TaskId]], Awai
 
 
 async def _watch_table(cluster: Cluster, ids: Sequence[TaskId]) -> None:
+    from rich.console import Console
     from rich.live import Live
 
     seen: dict[TaskId, Task] = {}
 
-    def draw() -> Table:
-        now = output.now()
-        return output.build_table(TASK_COLUMNS, [task_row(task, now) for task in seen.values()])
+    console = Console(highlight=False)
 
-    with Live(get_renderable=draw, refresh_per_second=2) as live:
+    def draw() -> Text:
+        now = output.now()
+        rows = [task_row(task, now) for task in seen.values()]
+        return output.draw_table(TASK_COLUMNS, rows, console.width)
+
+    with Live(console=console, get_renderable=draw, refresh_per_second=2) as live:
         async with aclosing(changes(cluster, ids)) as steps:
             async for task in steps:
                 seen[task.id] = task

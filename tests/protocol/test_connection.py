@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -102,15 +103,10 @@ async def test_nobody_there_is_told_with_the_address() -> None:
 
 
 async def test_who_never_answers_is_given_up() -> None:
-    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    server = await asyncio.start_server(silent, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    with pytest.raises(Unavailable, match=r"does not answer within 0\.2 s"):
-        await Connection.dial(f"127.0.0.1:{port}", timeout_s=0.2)
-    server.close()
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        port = deaf.getsockname()[1]
+        with pytest.raises(Unavailable, match=r"does not answer within 0\.2 s"):
+            await Connection.dial(f"127.0.0.1:{port}", timeout_s=0.2)
 
 
 async def test_some_other_web_server_is_told_apart(host: ScriptedHost) -> None:
@@ -251,7 +247,7 @@ async def test_when_the_host_goes_everything_that_waits_is_told(
     host.answers |= {"whoami": never, "watch": never}
     async with connection.stream(WATCH, ALL) as updates:
         call = asyncio.create_task(connection.call(WHOAMI, WhoAmI()))
-        item = asyncio.create_task(anext(updates))  # type: ignore[arg-type]
+        item = asyncio.create_task(anext(updates))
         await host.until(lambda: len(host.asked) == 2)
         await host.stop()
         for job in (call, item):
@@ -317,9 +313,9 @@ async def test_too_many_calls_at_once_are_refused_here(
 async def test_a_data_connection_carries_bytes_both_ways(
     host: ScriptedHost, connection: Connection
 ) -> None:
-    async def echo(socket: web.WebSocketResponse) -> None:
-        async for message in socket:
-            await socket.send_bytes(message.data)
+    async def echo(served: web.WebSocketResponse) -> None:
+        async for message in served:
+            await served.send_bytes(message.data)
 
     host.data["T1"] = echo
     async with await connection.open_data("/data", "T1") as data:
@@ -330,14 +326,14 @@ async def test_a_data_connection_carries_bytes_both_ways(
 
 
 async def test_a_data_connection_ends_or_breaks(host: ScriptedHost, connection: Connection) -> None:
-    async def three(socket: web.WebSocketResponse) -> None:
+    async def three(served: web.WebSocketResponse) -> None:
         for _ in range(3):
-            await socket.send_bytes(b"x")
-        await socket.close()
+            await served.send_bytes(b"x")
+        await served.close()
 
-    async def breaks(socket: web.WebSocketResponse) -> None:
-        await socket.send_bytes(b"x")
-        await socket.close(code=1011)
+    async def breaks(served: web.WebSocketResponse) -> None:
+        await served.send_bytes(b"x")
+        await served.close(code=1011)
 
     host.data |= {"T1": three, "T2": breaks}
     async with await connection.open_data("/data", "T1") as data:
@@ -351,9 +347,9 @@ async def test_a_data_connection_ends_or_breaks(host: ScriptedHost, connection: 
 async def test_a_data_connection_outlives_the_control_connection(host: ScriptedHost) -> None:
     go = asyncio.Event()
 
-    async def later(socket: web.WebSocketResponse) -> None:
+    async def later(served: web.WebSocketResponse) -> None:
         await go.wait()
-        await socket.send_bytes(b"still here")
+        await served.send_bytes(b"still here")
 
     host.data["T1"] = later
     connection = await Connection.dial(host.url, token=TOKEN)

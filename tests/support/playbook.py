@@ -10,6 +10,7 @@ every event. Tasks are called #1, #2 ... in the order in which they were first s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -90,7 +91,7 @@ class Kept:
     events: list[EventRecord] = field(default_factory=list)
     documents: dict[tuple[type[Document], str], Document] = field(default_factory=dict)
 
-    def commit(self, actions: list[ClusterAction]) -> None:
+    def commit(self, actions: Iterable[ClusterAction]) -> None:
         """Keep what these actions save, as it is now."""
         for action in actions:
             match action:
@@ -112,7 +113,7 @@ class Kept:
         """Give the tasks that have ended."""
         return {task.id: task.state for task in self.tasks.values() if task.state.is_final}
 
-    def restored(self, now: float) -> ClusterEngine:
+    def restored(self, now: float, lost_after_s: float = 120.0) -> ClusterEngine:
         """Make the engine that a host starts with."""
         state = ClusterState("test")
         documents = self.documents.values()
@@ -121,8 +122,9 @@ class Kept:
             if isinstance(one, JoinTokenRecord):
                 state.fleet.join_tokens[one.digest] = one
         last = max([0, *self.batches, *self.tasks])
+        last_event = self.events[-1].id if self.events else 0
         engine = ClusterEngine(
-            state, SnowflakeSource(1, last), last_event=len(self.events), lost_after_s=120.0
+            state, SnowflakeSource(1, last), last_event=last_event, lost_after_s=lost_after_s
         )
         live = [recoded(task) for task in self.tasks.values() if not task.state.is_final]
         batches = [self.batches[number] for number in sorted({task.batch for task in live})]

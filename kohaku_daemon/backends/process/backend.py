@@ -63,8 +63,8 @@ _SOON_S: Final = 0.01
 _LATER_S: Final = 0.5
 #: How long a tree may take to be still before that is called a failure.
 _HOLD_S: Final = 10.0
-#: How long a trial may run.
-_TRIAL_S: Final = 20.0
+#: How long a shim may take whose program ends at once.
+_SHORT_S: Final = 20.0
 
 
 @dataclass(slots=True)
@@ -116,6 +116,11 @@ class ProcessBackend:
 
     def __repr__(self) -> str:
         return f"ProcessBackend({self._node}, watched={len(self._watched)})"
+
+    @property
+    def launcher_pid(self) -> int | None:
+        """Pid of the launcher, for those who look after the machine; None if none runs."""
+        return self._link.pid
 
     async def open(self) -> BackendInfo:
         """Make ready, and find out by trials what this machine allows."""
@@ -177,7 +182,7 @@ class ProcessBackend:
             kind, text = await self._link.launch(plan)
         except OSError as error:
             kind, text = FAILED, f"no launcher on {self._node}: {error}"
-        return self._settle(folder, kind, text)
+        return await self._settle(folder, kind, text)
 
     async def adopt(self, handle: Handle) -> Finding:
         """Say what became of a launch started, or about to be, by an earlier run of the runner.
@@ -309,7 +314,7 @@ class ProcessBackend:
     async def _call(self, kept: KeptLaunch, function: Callable[[], T]) -> T:
         return function() if kept.is_quick else await asyncio.to_thread(function)
 
-    def _settle(self, folder: Path, kind: str, text: str) -> Started:
+    async def _settle(self, folder: Path, kind: str, text: str) -> Started:
         """Say what became of a start, whatever was answered: the folder knows.
 
         Raises:
@@ -323,6 +328,8 @@ class ProcessBackend:
             raise BackendFailed(text or f"launch {folder.name} was given up before it started")
         ending = read_ending(str(folder))
         if kind == FAILED or (ending is not None and ending.error):
+            # Its shim is about to end; whoever is told of the failure may remove what is left.
+            await self._wait_for_end(keeper)
             raise BackendFailed(ending.error if ending is not None else text)
         return Started(started_at=keeper.started_at, note=keeper.note)
 
@@ -393,27 +400,24 @@ class ProcessBackend:
     async def _run_trial(self, plan: LaunchPlan) -> tuple[str, str]:
         answer = await self._link.launch(plan)
         keeper = read_keeper(plan["folder"])
-        descriptor = None if keeper is None else tree.open_process(keeper.pid, keeper.start)
-        if descriptor is not None:
-            await _wait_for_end(descriptor, _TRIAL_S)
+        if keeper is not None:
+            await self._wait_for_end(keeper)
         return answer
 
-
-async def _wait_for_end(descriptor: int, timeout_s: float) -> None:
-    """Wait for the end of a process by its pidfd, and close that.
-
-    Raises:
-        TimeoutError: It goes on.
-    """
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(descriptor, ended.set)
-    try:
-        async with asyncio.timeout(timeout_s):
-            await ended.wait()
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
+    async def _wait_for_end(self, keeper: Keeper) -> None:
+        descriptor = tree.open_process(keeper.pid, keeper.start)
+        if descriptor is None:
+            return
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(descriptor, ended.set)
+        try:
+            async with asyncio.timeout(_SHORT_S):
+                await ended.wait()
+        except TimeoutError as error:
+            raise BackendFailed(f"the shim {keeper.pid} does not end") from error
+        finally:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
 
 
 def _name(handle: Handle) -> str:

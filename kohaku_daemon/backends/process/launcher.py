@@ -118,5 +118,6 @@ def main(descriptor: int) -> None:
     # Collected objects are written to, which would copy the pages shims share.
     gc.disable()
     gc.freeze()
-    with socket.socket(fileno=descriptor) as runner:
+    # ConnectionError: the runner has gone between a launch and its answer.
+    with socket.socket(fileno=descriptor) as runner, contextlib.suppress(ConnectionError):
         Launcher(runner).serve()

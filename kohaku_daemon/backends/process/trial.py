@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from kohaku_daemon.backends.base import TaskFolders
+from kohaku_daemon.backends.base import BackendFailed, TaskFolders
 from kohaku_daemon.backends.process.launcher import VANISHED
 from kohaku_daemon.backends.process.planning import Means, Planner
 from kohaku_daemon.backends.process.record import LaunchPlan, read_ending
@@ -90,7 +90,7 @@ async def _try(planner: Planner, root: Path, run: RunPlan) -> str:
         if ending is None or ending.status != 0:
             return folders.stderr.read_text(errors="replace").strip() or "a trial did not end well"
         return ""
-    except OSError as error:
+    except (OSError, BackendFailed) as error:
         return str(error)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

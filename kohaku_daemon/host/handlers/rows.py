@@ -49,7 +49,7 @@ def batch_records(parts: Parts, ids: Iterable[BatchId]) -> dict[BatchId, BatchRe
 
 
 def brief_rows(parts: Parts, actor: Actor, records: Sequence[TaskRecord]) -> list[Task]:
-    """Show stored tasks as rows."""
+    """Show stored tasks as rows. One that is deleted just now, with its batch, is left out."""
     batches = batch_records(parts, (record.batch for record in records))
     return [
         redact_task(brief_task(view_task(record, batches[record.batch])), actor)

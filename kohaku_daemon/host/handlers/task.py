@@ -52,7 +52,8 @@ async def submit(call: Call, params: SubmitTask) -> Submitted:
     earlier = None
     if (user, params.request_id) not in call.parts.state.by_request:
         earlier = call.parts.store.by_request(user, params.request_id)
-    digest = hashlib.sha3_256(msgspec.msgpack.encode(replace(params, request_id=""))).digest()
+    asked = msgspec.msgpack.encode(replace(params, request_id=""), order="deterministic")
+    digest = hashlib.sha3_256(asked).digest()
     return cast("Submitted", await call.ask(SubmitAsked(call.actor, params, digest, earlier)))
 
 
@@ -70,7 +71,7 @@ async def list_tasks(call: Call, params: ListTasks) -> TaskPage:
     )
     rows = brief_rows(call.parts, call.actor, records[:limit])
     count = fit(rows)
-    return TaskPage(tuple(rows[:count]), more=count < len(records))
+    return TaskPage(tuple(rows[:count]), more=len(records) > limit or count < len(rows))
 
 
 async def show(call: Call, params: OneTask) -> TaskResult:

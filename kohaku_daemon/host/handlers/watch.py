@@ -11,12 +11,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from msgspec.structs import replace
+
 from kohaku_daemon.core.access.permissions import Actor
 from kohaku_daemon.core.cluster.records import TaskRecord
 from kohaku_daemon.core.cluster.views import redact_task
 from kohaku_daemon.host.handlers.rows import brief_rows, fit
 from kohaku_daemon.host.parts import Call, Parts
 from kohaku_daemon.host.subscriptions import Hub
+from kohaku_daemon.store.tasks import LIVE_STATES
 from kohaku_daemon.wire import ItemSink
 from protocol.errors import BadRequest
 from protocol.ids import BatchId, TaskId
@@ -58,19 +61,30 @@ async def watch(call: Call, params: Watch, sink: ItemSink) -> WatchEnded:
     interest = _Interest(topics, params.batch, frozenset(params.tasks), call.actor)
     hub = call.parts.hub
     place = hub.resumable(params.since, topics)
-    if place is None:
-        place = hub.revision
-        await sink.send(Update(start=True))
-        for page in _snapshot(call.parts, interest):
-            await sink.send(page)
-    await sink.send(Update(revision=hub.render(place), ready=True))
+    if place is not None:
+        await sink.send(Update(revision=hub.render(place), ready=True))
     while True:
+        if place is None or hub.has_forgotten(place, topics):
+            place = await _start_over(call.parts, interest, sink)
         await hub.changed(place)
         await sink.ready()
+        if hub.has_forgotten(place, topics):
+            continue  # while it waited for a reader that is slower than the record is long
         place, update = _changes(hub, interest, place)
         if update is not None:
             await sink.send(update)
         await asyncio.sleep(_PACE_S)
+
+
+async def _start_over(parts: Parts, interest: _Interest, sink: ItemSink) -> int:
+    """Send what is there; give the place from where changes follow."""
+    await parts.loop.settled()
+    place = parts.hub.revision
+    await sink.send(Update(start=True))
+    for page in _snapshot(parts, interest):
+        await sink.send(page)
+    await sink.send(Update(revision=parts.hub.render(place), ready=True))
+    return place
 
 
 def _snapshot(parts: Parts, interest: _Interest) -> Iterator[Update]:
@@ -83,7 +97,7 @@ def _snapshot(parts: Parts, interest: _Interest) -> Iterator[Update]:
                 yield Update(tasks=tuple(rows[:count]))
                 rows = rows[count:]
     if Topic.NODES in interest.topics or Topic.READINGS in interest.topics:
-        nodes = [node.view() for node in parts.state.fleet.nodes.values()]
+        nodes = [_show(node.view(), interest) for node in parts.state.fleet.nodes.values()]
         while nodes:
             count = fit(nodes)
             yield Update(nodes=tuple(nodes[:count]))
@@ -91,26 +105,21 @@ def _snapshot(parts: Parts, interest: _Interest) -> Iterator[Update]:
 
 
 def _snapshot_tasks(parts: Parts, interest: _Interest) -> Iterator[list[TaskRecord]]:
-    """Give live tasks; and ended ones too where the reader named what it wants."""
+    """Give live tasks; and ended ones too where the reader named what it wants.
+
+    From the store: memory is ahead of it, and nothing is shown that a crash could undo.
+    """
     if interest.tasks:
         named = sorted(interest.tasks)
         for start in range(0, len(named), _PAGE):
-            yield [
-                record
-                for task in named[start : start + _PAGE]
-                if (record := parts.state.tasks.get(task) or parts.store.task(task)) is not None
-                and interest.has(record)
-            ]
-    elif interest.batch is not None:
-        before = None
-        while page := parts.store.page(batch=interest.batch, before=before, limit=_PAGE):
-            yield [parts.state.tasks.get(record.id, record) for record in page]
-            before = page[-1].id
-    else:
-        ids = list(parts.state.tasks)
-        for start in range(0, len(ids), _PAGE):
-            chunk = ids[start : start + _PAGE]
-            yield [parts.state.tasks[task] for task in chunk if task in parts.state.tasks]
+            found = map(parts.store.task, named[start : start + _PAGE])
+            yield [record for record in found if record is not None and interest.has(record)]
+        return
+    states = LIVE_STATES if interest.batch is None else ()
+    before = None
+    while page := parts.store.page(states=states, batch=interest.batch, before=before, limit=_PAGE):
+        yield page
+        before = page[-1].id
 
 
 def _changes(hub: Hub, interest: _Interest, place: int) -> tuple[int, Update | None]:
@@ -148,7 +157,7 @@ def _update(rows: Iterable[_Row], interest: _Interest, revision: str) -> Update 
                 if interest.has(row):
                     tasks.append(redact_task(row, interest.actor))
             case Node():
-                nodes.append(row)
+                nodes.append(_show(row, interest))
             case Event():
                 events.append(row)
             case str():
@@ -160,5 +169,9 @@ def _update(rows: Iterable[_Row], interest: _Interest, revision: str) -> Update 
         tasks=tuple(tasks),
         nodes=tuple(nodes),
         events=tuple(events),
-        gone_nodes=tuple(gone),
+        gone_nodes=tuple(dict.fromkeys(gone)),
     )
+
+
+def _show(node: Node, interest: _Interest) -> Node:
+    return node if Topic.READINGS in interest.topics else replace(node, readings=None)

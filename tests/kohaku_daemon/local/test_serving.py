@@ -1,4 +1,4 @@
-"""One daemon as a process: one at a time on a folder, stopped by a signal, ready when it says so."""
+"""One daemon as a process: one on a folder, stopped by a signal, ready when it says so."""
 
 from __future__ import annotations
 

@@ -57,6 +57,9 @@ class FakeHost:
         self.streams: dict[str, list[LogItem]] = {}
         self.stream_tokens: list[str] = []
         self.ended_streams: set[str] = set()
+        #: Streams that are opened and not read.
+        self.stalled_streams: set[str] = set()
+        self._stream_sockets: dict[str, web.WebSocketResponse] = {}
         #: Let the next join be taken and its answer be lost.
         self.loses_join_answer = False
         #: Cleared: reports are taken and not answered.
@@ -79,7 +82,9 @@ class FakeHost:
 
     def state(self, task: int, attempt: int = 1) -> AttemptState | None:
         """Give what was last said of an attempt, in a register or a report."""
-        said = [report for report in self.reports if (report.task, report.attempt) == (task, attempt)]
+        said = [
+            report for report in self.reports if (report.task, report.attempt) == (task, attempt)
+        ]
         return said[-1].state if said else None
 
     def order(self, *orders: Order) -> None:
@@ -112,6 +117,9 @@ class FakeHost:
         for transport in self._transports:
             transport.abort()
 
+    async def close_stream(self, name: str) -> None:
+        await self._stream_sockets[name].close()
+
     def remove_nodes(self) -> None:
         self.nodes.clear()
         self.cut()
@@ -138,10 +146,19 @@ class FakeHost:
         name = request.match_info["stream"]
         socket = web.WebSocketResponse(compress=False)
         await socket.prepare(request)
+        transport = request.transport
+        assert transport is not None
+        self._transports.add(transport)
+        self._stream_sockets[name] = socket
         items = self.streams.setdefault(name, [])
-        async for message in socket:
-            items.append(msgspec.msgpack.decode(message.data, type=LogItem))
-        self.ended_streams.add(name)
+        try:
+            while name in self.stalled_streams:
+                await asyncio.sleep(0.01)
+            async for message in socket:
+                items.append(msgspec.msgpack.decode(message.data, type=LogItem))
+        finally:
+            self._transports.discard(transport)
+            self.ended_streams.add(name)
         return socket
 
     async def hello(self, served: Served, params: Hello) -> Welcome:

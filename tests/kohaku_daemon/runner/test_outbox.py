@@ -14,7 +14,9 @@ from protocol.ids import TaskId
 from protocol.messages.runner import AttemptReport, AttemptState
 
 
-def a_report(task: int, state: AttemptState = AttemptState.RUNNING, note: str = "") -> AttemptReport:
+def a_report(
+    task: int, state: AttemptState = AttemptState.RUNNING, note: str = ""
+) -> AttemptReport:
     return AttemptReport(task=TaskId(task), attempt=1, state=state, note=note)
 
 

@@ -15,5 +15,5 @@ async def until(condition: Callable[[], object]) -> None:
         TimeoutError: It does not within the deadline.
     """
     async with asyncio.timeout(DEADLINE_S):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  any condition, whoever brings it about
             await asyncio.sleep(0.002)

@@ -1,7 +1,11 @@
 """What tasks.sqlite promises: groups whole or not at all, and answers as a list would give them."""
 
+import os
 import resource
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +20,17 @@ from protocol.errors import Unavailable
 from protocol.ids import BatchId, NodeName, TaskId, UserName
 from protocol.models.task import TaskSpec, TaskState
 from tests.kohaku_daemon.store.make_samples import AUDIT, BATCH, ENDED, EVENT, WAITING
+
+SUBMITS = """
+import sys
+from pathlib import Path
+from kohaku_daemon.store.tasks import TaskStore
+from tests.kohaku_daemon.store.test_tasks import a_batch, put
+store = TaskStore.open(Path(sys.argv[1]))
+for number in range(1000, 100_000_000, 1000):
+    put(store, *a_batch(number, 20))
+    print(number, flush=True)
+"""
 
 SPEC = TaskSpec(command=("true",), name="job")
 
@@ -176,6 +191,24 @@ def test_the_audit_log_can_be_read_with_sqlite(tmp_path: Path) -> None:
     rows = connection.execute("SELECT id, actor, method, outcome FROM audit").fetchall()
     connection.close()
     assert rows == [(1, "alice", "task.submit", "ok"), (2, "alice", "task.submit", "ok")]
+
+
+def test_kill_9_keeps_every_acknowledged_batch_and_none_in_part(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.sqlite"
+    with subprocess.Popen(
+        [sys.executable, "-c", SUBMITS, str(path)], stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout is not None
+        acknowledged = [int(writer.stdout.readline()) for _ in range(50)]
+        os.kill(writer.pid, signal.SIGKILL)
+        acknowledged += [int(line) for line in writer.stdout if line.endswith("\n")]
+
+    store = TaskStore.open(path)
+    kept = store.batch_page(limit=1_000_000)
+    assert {batch.id for batch in kept} >= set(acknowledged)
+    assert all(batch.states == {"queued": 20} for batch in kept)
+    assert len(list(store.live_tasks())) == 20 * len(kept)
+    store.close()
 
 
 def test_a_full_disk_keeps_nothing_of_the_group_and_the_store_goes_on(

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -15,7 +14,7 @@ from protocol.errors import BadRequest
 from protocol.ids import BatchId
 from protocol.messages.cluster import Update
 from protocol.messages.task import SubmitTask, Submitted
-from protocol.methods import METHODS, NODE_SHOW, TASK_SUBMIT, Door
+from protocol.methods import NODE_SHOW, TASK_SUBMIT
 from protocol.models.target import Target
 from protocol.models.task import TaskSpec
 from tests.kohaku_tui.cli.conftest import Kohaku
@@ -85,15 +84,3 @@ def test_a_watch_gives_a_document_a_line(
     assert running.wait(20) == 130
     assert first["tasks"][0]["id"] == "7"
     assert second["ready"] is True
-
-
-@pytest.mark.parametrize(
-    "method", [m for m in METHODS.values() if m.door is not Door.RUNNER], ids=lambda m: m.name
-)
-def test_every_method_has_parameters_that_words_can_make(method: Any) -> None:
-    try:
-        made = read_params(method, [])
-    except BadRequest as reason:
-        assert "missing required field" in reason.message
-    else:
-        assert isinstance(made, method.params)

@@ -1,0 +1,201 @@
+"""The runner daemon: put the parts together, run them, stop in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from kohaku_daemon.backends.base import Backend
+from kohaku_daemon.backends.registry import DEFAULT_BACKENDS, BackendPlace, make_backend
+from kohaku_daemon.clock import SystemClock
+from kohaku_daemon.core.node.engine import NodeEngine
+from kohaku_daemon.core.workload import Handle
+from kohaku_daemon.probe.prober import Prober
+from kohaku_daemon.runner.config import RunnerConfig
+from kohaku_daemon.runner.effects import Effects
+from kohaku_daemon.runner.link import Link
+from kohaku_daemon.runner.logs import TaskLogs
+from kohaku_daemon.runner.loop import NodeLoop
+from kohaku_daemon.runner.memory import Memory
+from kohaku_daemon.runner.outbox import Outbox
+from kohaku_daemon.runner.readings import Instruments
+from kohaku_daemon.runner.scratch import ScratchFolders
+from kohaku_daemon.runner.streams import LogStreams
+from kohaku_daemon.runner.upkeep import Upkeep
+from kohaku_daemon.runner.uplink import Uplink
+from kohaku_daemon.store.vault import Vault
+from protocol.home import config_dir, data_dir
+from protocol.models.node import BackendInfo
+
+_log = logging.getLogger(__name__)
+
+VAULT: Final = "vault.sqlite"
+LOGS: Final = "logs"
+SCRATCH: Final = "scratch"
+BACKENDS: Final = "backends"
+#: Seconds the last commit may take when the runner stops; a restart finds out what it missed.
+_COMMIT_S: Final = 5.0
+
+
+async def run_runner(
+    config: RunnerConfig, *, stop: asyncio.Event, on_ready: Callable[[str], None]
+) -> None:
+    """Run until ``stop`` is set; tasks go on after it.
+
+    ``on_ready`` gets the node's name once the fate of every launch of an earlier run is
+    known, whether or not the host can be reached.
+
+    Raises:
+        KohakuError: The vault cannot be opened or read, another runner has it, or the
+            configuration does not fit this machine.
+    """
+    config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    memory = Memory(Vault.open(config.data / VAULT))
+    try:
+        kit = await _open_backends(config)
+        try:
+            await Runner(config, memory, kit).run(stop, on_ready)
+        finally:
+            for backend in kit.backends.values():
+                await backend.close()
+    finally:
+        memory.close()
+
+
+@dataclass(frozen=True, slots=True)
+class BackendKit:
+    """The open backends of a runner, by name."""
+
+    backends: Mapping[str, Backend]
+    infos: tuple[BackendInfo, ...]
+    #: Of tasks that name none.
+    default: str
+
+
+class Runner:
+    """The parts of one runner. Lives for one run."""
+
+    def __init__(self, config: RunnerConfig, memory: Memory, kit: BackendKit) -> None:
+        clock = SystemClock()
+        self._config = config
+        self._memory = memory
+        self._loop = NodeLoop(NodeEngine(), memory, clock)
+        outbox = Outbox()
+        logs = TaskLogs(config.data / LOGS, cap=config.log_cap, keep_s=config.log_keep_s)
+        self._effects = Effects(
+            kit.backends,
+            default_backend=kit.default,
+            scratch=ScratchFolders(config.data / SCRATCH),
+            logs=logs,
+            post=self._loop.post,
+            report=outbox.put,
+        )
+        self._instruments = Instruments(
+            Prober(
+                disks=(config.data,),
+                max_tasks=config.max_tasks,
+                cores=config.cores,
+                memory=config.memory,
+            ),
+            kit.backends,
+            kit.infos,
+            kit.default,
+            self._loop.live,
+        )
+        self._upkeep = Upkeep(logs, self._loop, clock)
+        link = Link(
+            node=config.name,
+            instance=secrets.token_hex(16),
+            loop=self._loop,
+            outbox=outbox,
+            planner=self._effects,
+            instrument=self._instruments,
+            streams=LogStreams(config.host, self._credential, logs, self._loop),
+        )
+        self._uplink = Uplink(config, memory, link)
+
+    async def run(self, stop: asyncio.Event, on_ready: Callable[[str], None]) -> None:
+        """Run until ``stop`` is set. Raises as ``run_runner``."""
+        try:
+            records = self._memory.launches()
+            # What is wrong with the configuration is told before anything is touched.
+            await self._instruments.inventory()
+            async with asyncio.TaskGroup() as jobs:
+                parts = [
+                    jobs.create_task(self._loop.run(records, self._effects.carry_out), name="loop"),
+                    jobs.create_task(self._instruments.run(), name="readings"),
+                    jobs.create_task(self._upkeep.run(), name="upkeep"),
+                ]
+                link = jobs.create_task(self._keep_link(on_ready), name="uplink")
+                await stop.wait()
+                _log.info("stopping; tasks go on")
+                link.cancel()
+                await asyncio.wait({link})
+                # The loop is still there to take note of what finishes in time.
+                await self._effects.close()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_COMMIT_S):
+                        await self._loop.committed()
+                for part in parts:
+                    part.cancel()
+        finally:
+            await self._effects.close()
+            self._instruments.close()
+
+    async def _keep_link(self, on_ready: Callable[[str], None]) -> None:
+        await self._loop.recovered()
+        self._effects.clean_up(self._settled_handle)
+        await self._instruments.read()
+        on_ready(self._config.name)
+        await self._uplink.run()
+
+    def _settled_handle(self, key: str) -> Handle | None:
+        record = self._loop.record(key)
+        return record.handle if record is not None and record.settled else None
+
+    def _credential(self) -> str:
+        identity = self._memory.identity()
+        return identity.credential if identity is not None else ""
+
+
+async def _open_backends(config: RunnerConfig) -> BackendKit:
+    place = BackendPlace(
+        node=config.name,
+        state_root=config.data / BACKENDS,
+        # This node's secrets, and those of other daemons and people of the same user and home.
+        hidden=(config.data, data_dir(), config_dir()),
+        process=config.process,
+    )
+    backends = {name: make_backend(name, place) for name in _names(config.backends)}
+    infos = []
+    for backend in backends.values():
+        info = await backend.open()
+        _tell(info)
+        infos.append(info)
+    return BackendKit(backends, tuple(infos), _choose_default(config.default_backend, infos))
+
+
+def _names(wanted: Iterable[str]) -> list[str]:
+    """Give each backend once, in the order of the configuration."""
+    names: dict[str, None] = {}
+    for name in wanted:
+        names.update(dict.fromkeys(DEFAULT_BACKENDS if name == "auto" else (name,)))
+    return list(names)
+
+
+def _choose_default(wanted: str, infos: Iterable[BackendInfo]) -> str:
+    healthy = [info.name for info in infos if info.healthy]
+    return wanted or (healthy[0] if healthy else "")
+
+
+def _tell(info: BackendInfo) -> None:
+    facts = {"backend": info.name, "isolation": info.isolation, "enforces": info.enforces}
+    if info.healthy:
+        _log.info("backend ready", extra=facts)
+    else:
+        _log.error("backend unusable: %s", info.message, extra=facts)

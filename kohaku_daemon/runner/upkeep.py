@@ -1,0 +1,61 @@
+"""Keeps the disk from filling up: trims the output of what runs, sweeps out what is old.
+
+Knows: how often. Does not know: how large output may get, or how long it is kept (``logs``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+from kohaku_daemon.clock import Clock
+from kohaku_daemon.runner.logs import TaskLogs
+from kohaku_daemon.runner.loop import NodeLoop
+
+_log = logging.getLogger(__name__)
+
+#: A program that writes 1 GB/s is at most that far above its cap.
+_TRIM_S: Final = 1.0
+_SWEEP_S: Final = 300.0
+
+
+class Upkeep:
+    """Looks after the output of launches."""
+
+    def __init__(self, logs: TaskLogs, loop: NodeLoop, clock: Clock) -> None:
+        self._logs = logs
+        self._loop = loop
+        self._clock = clock
+        #: Why the disk could not be looked after the last time.
+        self._trouble = ""
+
+    async def run(self) -> NoReturn:
+        """Trim and sweep until cancelled."""
+        swept = -_SWEEP_S
+        while True:
+            await self._try(self._trim)
+            if self._clock.monotonic() - swept >= _SWEEP_S:
+                swept = self._clock.monotonic()
+                await self._try(self._sweep)
+            await asyncio.sleep(_TRIM_S)
+
+    async def _try(self, chore: Callable[[set[str]], None]) -> None:
+        try:
+            await asyncio.to_thread(chore, self._loop.unended())
+        except OSError as error:
+            if str(error) != self._trouble:
+                _log.warning("cannot look after the output of tasks: %s", error)
+            self._trouble = str(error)
+        else:
+            self._trouble = ""
+
+    def _trim(self, live: set[str]) -> None:
+        for key in live:
+            self._logs.trim(key)
+
+    def _sweep(self, live: set[str]) -> None:
+        removed = self._logs.sweep(self._clock.now(), live)
+        if removed:
+            _log.info("removed old output", extra={"launches": len(removed)})

@@ -1,0 +1,218 @@
+"""What is killed between any two steps: the runner, the launcher, the shim, the machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from kohaku_daemon.backends.base import BackendFailed
+from kohaku_daemon.backends.process import tree
+from kohaku_daemon.backends.process.backend import ProcessBackend
+from kohaku_daemon.backends.process.record import Keeper, read_keeper
+from kohaku_daemon.backends.process.settings import Isolation
+from kohaku_daemon.core.workload import Found, Handle
+from protocol.models.task import Cause, Exit
+from tests.kohaku_daemon.backends.conformance import DEADLINE_S, Rig, until
+from tests.kohaku_daemon.backends.process.programs import sh
+
+REPOSITORY = Path(__file__).resolve().parents[4]
+TICKS = "i=0; while [ $i -lt 40 ]; do echo tick $i; i=$((i+1)); sleep 0.02; done; exit 23"
+
+
+@dataclass
+class Driver:
+    """A runner in a process of its own, with one task."""
+
+    process: asyncio.subprocess.Process
+    handle: Handle
+
+    async def die(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        await self.process.wait()
+
+
+@asynccontextmanager
+async def drive(rig: Rig, form: tuple[Isolation, bool], script: str) -> AsyncIterator[Driver]:
+    isolation, cgroups = form
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.kohaku_daemon.backends.process.driver",
+        str(rig.root), isolation.value, str(cgroups), script,
+        cwd=REPOSITORY, stdout=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(DEADLINE_S):
+            line = await process.stdout.readline()
+        driver = Driver(process, msgspec.json.decode(line, type=Handle))
+        rig.handles.append(driver.handle)
+        yield driver
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def find_keeper(rig: Rig, handle: Handle) -> Keeper:
+    folder = rig.root / "state" / f"{handle.data['task']}-{handle.data['attempt']}"
+    keeper = read_keeper(str(folder))
+    assert keeper is not None
+    return keeper
+
+
+def list_marked(handle: Handle) -> set[int]:
+    """List the processes of a launch by their variables, whoever keeps them."""
+    marks = frozenset({f"KOHAKU_TASK_ID={handle.data['task']}"})
+    return tree.select_marked(tree.read_all(), marks)
+
+
+def find_launcher(rig: Rig) -> int:
+    assert isinstance(rig.backend, ProcessBackend)
+    pid = rig.backend.launcher_pid
+    assert pid is not None
+    return pid
+
+
+async def test_a_killed_runner_costs_no_line_and_no_exit_code(
+    rig: Rig, form: tuple[Isolation, bool]
+) -> None:
+    async with drive(rig, form, TICKS) as driver:
+        await driver.die()
+        finding = await rig.backend.adopt(driver.handle)
+        assert finding.found is Found.RUNNING
+        assert await rig.watch(driver.handle).wait() == Exit(Cause.EXITED, code=23)
+        (stdout,) = (rig.root / "tasks").glob("*/stdout")
+        assert stdout.read_text() == "".join(f"tick {number}\n" for number in range(40))
+
+
+async def test_a_task_outlives_runner_and_launcher_and_ends_unseen(
+    rig: Rig, form: tuple[Isolation, bool]
+) -> None:
+    async with drive(rig, form, "sleep 0.3; exit 7") as driver:
+        keeper = find_keeper(rig, driver.handle)
+        await driver.die()
+        await until(lambda: not tree.is_same(keeper.pid, keeper.start))
+        finding = await rig.backend.adopt(driver.handle)
+        assert finding.found is Found.ENDED
+        assert finding.exit == Exit(Cause.EXITED, code=7)
+        assert 0.25 < finding.ended_at - finding.started_at < DEADLINE_S
+
+
+async def test_a_killed_launcher_costs_no_task_and_is_replaced(rig: Rig) -> None:
+    handle, _ = await rig.start(sh("sleep 0.4; exit 5"))
+    ended, first = rig.watch(handle), find_launcher(rig)
+    os.kill(first, signal.SIGKILL)
+    assert (await rig.run(sh("exit 6")))[0] == Exit(Cause.EXITED, code=6)
+    assert find_launcher(rig) != first
+    assert await ended.wait() == Exit(Cause.EXITED, code=5)
+
+
+async def test_starts_that_a_killed_launcher_had_not_answered_run_once(rig: Rig) -> None:
+    launcher = find_launcher(rig)
+    os.kill(launcher, signal.SIGSTOP)
+    launches = [rig.launch(sh(f"echo ran; exit {number}")) for number in range(5)]
+    starts = [asyncio.ensure_future(rig.backend.start(*launch)) for launch in launches]  # noqa: TID251
+    await asyncio.sleep(0)
+    os.kill(launcher, signal.SIGKILL)
+    await asyncio.gather(*starts)
+    for number, (_, handle, folders) in enumerate(launches):
+        assert await rig.watch(handle).wait() == Exit(Cause.EXITED, code=number)
+        assert folders.stdout.read_text() == "ran\n"
+
+
+async def test_a_start_that_comes_too_late_does_not_run(rig: Rig) -> None:
+    launcher = find_launcher(rig)
+    launch, handle, folders = rig.launch(sh("echo ran"))
+    os.kill(launcher, signal.SIGSTOP)
+    start = asyncio.ensure_future(rig.backend.start(launch, handle, folders))  # noqa: TID251
+    folder = rig.root / "state" / launch.key
+    await until(folder.is_dir)
+    other = rig.make()
+    await other.open()
+    assert (await other.adopt(handle)).found is Found.NEVER_STARTED
+    await other.close()
+    os.kill(launcher, signal.SIGCONT)
+    with pytest.raises(BackendFailed, match="given up before it started"):
+        await start
+    assert not folders.stdout.exists()
+
+
+async def test_a_start_after_remove_does_not_run(rig: Rig) -> None:
+    launcher = find_launcher(rig)
+    launch, handle, folders = rig.launch(sh("echo ran"))
+    os.kill(launcher, signal.SIGSTOP)
+    start = asyncio.ensure_future(rig.backend.start(launch, handle, folders))  # noqa: TID251
+    await until((rig.root / "state" / launch.key).is_dir)
+    await rig.backend.remove(handle)
+    os.kill(launcher, signal.SIGCONT)
+    with pytest.raises(BackendFailed):
+        await start
+    assert not folders.stdout.exists()
+
+
+# A child that left the session and has no parent any more must go as well.
+TREE = "(setsid sleep 600 &); sleep 600 & echo ready; wait"
+
+
+async def test_a_killed_shim_is_told_and_takes_its_tree_along(rig: Rig) -> None:
+    handle = await rig.start_ready(sh(TREE), 1)
+    assert len(list_marked(handle)) >= 3
+    ended = rig.watch(handle)
+    os.kill(find_keeper(rig, handle).pid, signal.SIGKILL)
+    exit_ = await ended.wait()
+    assert exit_.cause is Cause.NODE_FAILED
+    assert "killed the process that keeps the task" in exit_.message
+    assert list_marked(handle) == set()
+    assert len(ended.told) == 1
+
+
+async def test_a_shim_killed_while_nobody_looked_is_found_out(rig: Rig) -> None:
+    handle = await rig.start_ready(sh(TREE), 1)
+    await rig.backend.close()
+    os.kill(find_keeper(rig, handle).pid, signal.SIGKILL)
+    rig.backend = rig.make()
+    await rig.backend.open()
+    finding = await rig.backend.adopt(handle)
+    assert finding.found is Found.ENDED
+    assert finding.exit is not None
+    assert finding.exit.cause is Cause.NODE_FAILED
+    assert list_marked(handle) == set()
+
+
+async def test_what_a_program_leaves_behind_ends_with_it(rig: Rig) -> None:
+    handle, _ = await rig.start(sh("(setsid sleep 600 &); sleep 0.2; exit 4"))
+    ended = rig.watch(handle)
+    await until(lambda: len(list_marked(handle)) >= 2)
+    assert await ended.wait() == Exit(Cause.EXITED, code=4)
+    assert list_marked(handle) == set()
+
+
+async def test_a_restart_of_the_machine_is_told_apart(rig: Rig) -> None:
+    _, handle, _ = rig.launch(sh("exit 0"))
+    earlier = msgspec.structs.replace(handle, data={**handle.data, "boot": "an earlier one"})
+    finding = await rig.backend.adopt(earlier)
+    assert finding.found is Found.ENDED, "it may have run, and its traces been lost"
+    assert finding.exit is not None
+    assert finding.exit.cause is Cause.NODE_FAILED
+    assert "restarted" in finding.exit.message
+
+
+async def test_a_later_owner_of_the_shims_pid_is_not_taken_for_it(rig: Rig) -> None:
+    handle, _ = await rig.start(sh("exit 0"))
+    await rig.watch(handle).wait()
+    keeper = find_keeper(rig, handle)
+    folder = rig.root / "state" / f"{handle.data['task']}-{handle.data['attempt']}"
+    stranger = keeper._replace(pid=os.getpid())
+    (folder / "keeper").write_bytes(msgspec.json.encode(tuple(stranger)) + b"\n")
+    finding = await rig.backend.adopt(handle)
+    assert finding.found is Found.ENDED
+    assert finding.exit is not None
+    assert finding.exit.cause is Cause.NODE_FAILED

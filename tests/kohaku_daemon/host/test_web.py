@@ -1,0 +1,147 @@
+"""The host's HTTP side: who may use which route, and what garbage does to its neighbours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from unittest.mock import Mock
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from kohaku_daemon.host.metrics import CommitTimes
+from kohaku_daemon.host.web import make_app
+from protocol.messages.hello import WhoAmI
+from protocol.methods import WHOAMI
+from protocol.models.access import Role
+from protocol.session import CloseCode
+from tests.support.host import TOKENS, RunningHost, dial_runner, linked_runner
+
+FOR_ANYBODY = {"/healthz": "ok\n", "/readyz": "ready\n"}
+#: They let a stranger in and refuse what is said there.
+UPGRADES = {"/v1/ws", "/v1/runner"}
+HTTP_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"]
+
+
+def all_paths() -> Iterator[str]:
+    """Give the path of every route there is, as the application's own router knows them."""
+    app: web.Application = make_app(Mock(), CommitTimes())
+    for resource in app.router.resources():
+        info = resource.get_info()
+        yield info.get("path") or info["formatter"].replace("{stream}", "0123456789abcdef")
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        bearer("kht_" + "0" * 64),
+        bearer("kht_" + "\xff" * 64),
+        {"Authorization": "Ticket \xff"},
+        {"Authorization": "Basic YWRtaW46YWRtaW4="},
+    ],
+)
+async def test_a_stranger_is_told_401_wherever_it_knocks(
+    host: RunningHost, http: aiohttp.ClientSession, headers: dict[str, str]
+) -> None:
+    known = set(all_paths())
+    assert known >= UPGRADES | FOR_ANYBODY.keys()
+    nowhere = {"/", "/v1", "/v2/ws", "/admin", "/v1/stream/terminal", "/healthz/", "/metrics/x"}
+    for path in known | nowhere:
+        for method in HTTP_METHODS:
+            async with http.request(method, host.url + path, headers=headers) as answer:
+                if path in FOR_ANYBODY and method in {"GET", "HEAD"}:
+                    assert answer.status == 200
+                    assert await answer.text() == (FOR_ANYBODY[path] if method == "GET" else "")
+                else:
+                    assert answer.status == 401, (method, path)
+                    assert answer.headers["WWW-Authenticate"] == "Bearer"
+                assert answer.headers["Connection"] == "close", "a plain connection stays open"
+
+
+async def test_who_has_a_token_is_told_what_is_wrong(
+    host: RunningHost, http: aiohttp.ClientSession
+) -> None:
+    headers = bearer(TOKENS[Role.VIEWER])
+    for method, path, status in [
+        ("GET", "/v2/ws", 404),
+        ("POST", "/healthz", 405),
+        ("GET", "/v1/ws", 400),
+        ("GET", "/metrics", 200),
+        ("GET", "/v1/stream/logs", 401),
+        ("GET", "/v1/runner/stream/0123", 401),
+    ]:
+        async with http.request(method, host.url + path, headers=headers) as answer:
+            assert (answer.status, path) == (status, path)
+
+
+@pytest.mark.parametrize("path", sorted(UPGRADES))
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "https://evil.example:8000", "null", "http://127.0.0.1"]
+)
+async def test_a_page_of_another_site_may_not_talk_to_the_host(
+    host: RunningHost, http: aiohttp.ClientSession, path: str, origin: str
+) -> None:
+    with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+        await http.ws_connect(host.url + path, headers={"Origin": origin})
+    assert caught.value.status == 403
+    async with http.ws_connect(host.url + path, headers={"Origin": host.url}) as own:
+        assert not own.closed
+
+
+@pytest.mark.parametrize("path", sorted(UPGRADES))
+@pytest.mark.parametrize(
+    ("garbage", "code"),
+    [
+        (b"\xc1", CloseCode.BAD_FRAME),
+        (b"", CloseCode.BAD_FRAME),
+        (b"\x94\x00\x01\xa6whoami\x80", CloseCode.HELLO_EXPECTED),
+        (b"\x90" * 5000, CloseCode.TOO_LARGE),
+        (b"\x91" * 4000, CloseCode.BAD_FRAME),
+        ("text", CloseCode.BAD_FRAME),
+    ],
+)
+async def test_garbage_closes_its_own_connection_and_no_other(
+    host: RunningHost, http: aiohttp.ClientSession, path: str, garbage: bytes | str, code: CloseCode
+) -> None:
+    async with await host.connect() as other, http.ws_connect(host.url + path) as socket:
+        if isinstance(garbage, str):
+            await socket.send_str(garbage)
+        else:
+            await socket.send_bytes(garbage)
+        closing = await asyncio.wait_for(socket.receive(), 5)
+        assert (closing.type, closing.data) == (aiohttp.WSMsgType.CLOSE, code)
+        assert (await other.call(WHOAMI, WhoAmI())).user == "admin"
+
+
+async def test_a_message_above_the_limit_of_the_wire_closes_its_connection(
+    host: RunningHost, http: aiohttp.ClientSession
+) -> None:
+    async with await host.connect() as other, http.ws_connect(host.url + "/v1/ws") as socket:
+        await socket.send_bytes(b"\x00" * 300_000)
+        closing = await asyncio.wait_for(socket.receive(), 5)
+        assert closing.type is aiohttp.WSMsgType.CLOSE
+        assert (await other.call(WHOAMI, WhoAmI())).user == "admin"
+
+
+async def test_everybody_is_told_when_the_host_stops(host: RunningHost) -> None:
+    visitor = await dial_runner(host, "n2", is_node=False)
+    async with await host.connect() as client, linked_runner(host) as runner:
+        began = asyncio.get_running_loop().time()
+        await host.stop()
+        assert asyncio.get_running_loop().time() - began < 1.5, "it waited for those it had told"
+        for connection in (client, runner.connection, visitor.connection):
+            ended = await connection.closed
+            assert (ended.code, ended.reason) == (CloseCode.GOING_AWAY, "the host stops")
+    await visitor.close()
