@@ -84,6 +84,8 @@ _PAGE: Final = 200
 #: ``task.show`` calls at once where tasks are asked one by one.
 _AT_ONCE: Final = 32
 
+_LOG_ITEMS: Final[Any] = LogItem
+
 #: How tasks are named: one id, several, or what a submission gave.
 Tasks = int | Iterable[int] | Submitted
 
@@ -563,32 +565,14 @@ class _LogReader:
         return item if item.data else None
 
 
-class _LogEndOnWire(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """``LogEnd`` for reading: msgspec 0.22 decodes no union of two tuples, as its error is."""
-
-    stdout_end: int
-    stderr_end: int
-    dropped: int = 0
-    error: tuple[str, ...] = ()
-
-
-_LOG_ITEMS: Final[Any] = LogChunk | _LogEndOnWire
-
-
 def decode_log(message: bytes) -> LogChunk | LogEnd:
     """Read one message of a data connection for logs.
 
     Raises:
         Unsupported: It is none that this version knows.
     """
-    item: LogChunk | _LogEndOnWire = decode_answer(
-        msgspec.Raw(message), _LOG_ITEMS, "a log message"
-    )
-    if isinstance(item, LogChunk):
-        return item
-    code, text = (*item.error, "", "")[:2]
-    error = (code, text) if code else ()
-    return LogEnd(item.stdout_end, item.stderr_end, item.dropped, error)
+    item: LogItem = decode_answer(msgspec.Raw(message), _LOG_ITEMS, "a log message")
+    return item
 
 
 def _may_repeat(method: Method[Any, Any]) -> bool:

@@ -8,7 +8,9 @@ integers above 2**53.
 from __future__ import annotations
 
 import re
-from typing import Final, NewType
+from typing import Annotated, Final, NewType
+
+from msgspec import Meta
 
 from protocol.errors import BadRequest
 
@@ -17,6 +19,10 @@ BatchId = NewType("BatchId", int)
 #: Name of a node, chosen when its runner joins.
 NodeName = NewType("NodeName", str)
 UserName = NewType("UserName", str)
+
+#: Ids as peers name them: what a store of signed 64-bit numbers can look for.
+NamedTask = Annotated[TaskId, Meta(ge=0, le=2**63 - 1)]
+NamedBatch = Annotated[BatchId, Meta(ge=0, le=2**63 - 1)]
 
 #: A DNS label without capitals, so that a node's name can be part of a host name.
 _NODE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")

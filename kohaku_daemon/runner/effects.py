@@ -142,7 +142,9 @@ class Effects:
             try:
                 folders = await asyncio.to_thread(self._make_folders, launch.key)
             except OSError as error:
-                self._post(LaunchFailed(launch.key, f"cannot make its folders: {error.strerror}"))
+                self._post(
+                    LaunchFailed(launch.key, f"cannot make its folders: {error.strerror or error}")
+                )
                 return
             try:
                 started = await self._backends[handle.backend].start(launch, handle, folders)

@@ -86,9 +86,9 @@ class Instruments:
             _log.warning("cannot read the machine: %s", error)
 
     def close(self) -> None:
-        """Let go of the machine. Does not wait for a reading that hangs."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        self._prober.close()
+        """Let go of the machine once the reading under way is done; does not wait for it."""
+        self._thread.submit(self._prober.close)
+        self._thread.shutdown(wait=False)
 
     async def _read_launch(self, record: LaunchRecord) -> TaskReading | None:
         handle = record.handle

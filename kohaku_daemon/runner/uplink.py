@@ -20,7 +20,7 @@ from kohaku_daemon.runner.config import RunnerConfig
 from kohaku_daemon.runner.memory import Identity, Memory
 from protocol.backoff import delay_s
 from protocol.connection import Connection
-from protocol.errors import Internal, KohakuError, Unauthenticated
+from protocol.errors import BadRequest, Internal, KohakuError, Unauthenticated
 from protocol.messages.runner import Join, Registered
 from protocol.methods import RUNNER_JOIN
 
@@ -152,7 +152,10 @@ class Uplink:
         The node was removed, or the host is another one than before. Only a join token that
         was not used yet is a person's leave to join anew; tasks here go on either way.
         """
-        token = self._config.read_join_token()
+        try:
+            token = self._config.read_join_token()
+        except BadRequest:
+            token = ""  # a file that was taken away after the join is as good as none
         if token and token_digest(token) != identity.joined_with:
             await self._memory.keep_identity(Identity(credential=_make_credential()))
             _log.warning(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
-from protocol.ids import BatchId, TaskId
+from protocol.ids import NamedBatch, NamedTask, TaskId
 from protocol.models.node import Claimed, Node
 from protocol.models.task import Task
 
@@ -47,7 +48,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class ListEvents(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A page of events, newest first."""
 
-    before: int | None = None
+    before: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
     limit: int = 100
 
 
@@ -79,9 +80,9 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     topics: tuple[Topic, ...]
     #: Only this batch's tasks.
-    batch: BatchId | None = None
+    batch: NamedBatch | None = None
     #: Only these tasks, at most 1000.
-    tasks: tuple[TaskId, ...] = ()
+    tasks: tuple[NamedTask, ...] = ()
     #: Revision of the last update seen; empty to begin with a snapshot.
     since: str = ""
 

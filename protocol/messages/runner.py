@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
-from protocol.ids import BatchId, NodeName, TaskId
+from protocol.ids import BatchId, NamedTask, NodeName
 from protocol.messages.stream import OpenLogs
 from protocol.models.node import Inventory
 from protocol.models.task import Claim, Exit, TaskSpec
@@ -46,7 +46,7 @@ class AttemptState(StrEnum):
 class AttemptReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The state of one launch. Repeating one changes nothing."""
 
-    task: TaskId
+    task: NamedTask
     attempt: int
     state: AttemptState
     #: UTC seconds by the runner's clock, when it came to this state.
@@ -85,7 +85,7 @@ class TakeOrders(msgspec.Struct, frozen=True):
 class OrderStart(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="start"):
     """Launch an attempt. A runner that has seen this task and attempt does nothing."""
 
-    task: TaskId
+    task: NamedTask
     attempt: int
     batch: BatchId
     index: int = 0
@@ -97,7 +97,7 @@ class OrderStart(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
 class OrderKill(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="kill"):
     """End an attempt: SIGTERM, grace, SIGKILL. One that never came is refused from now on."""
 
-    task: TaskId
+    task: NamedTask
     attempt: int
     grace_s: float = 10.0
 
@@ -105,14 +105,14 @@ class OrderKill(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, t
 class OrderPause(msgspec.Struct, frozen=True, kw_only=True, tag="pause"):
     """Hold an attempt still."""
 
-    task: TaskId
+    task: NamedTask
     attempt: int
 
 
 class OrderResume(msgspec.Struct, frozen=True, kw_only=True, tag="resume"):
     """Let a held attempt go on."""
 
-    task: TaskId
+    task: NamedTask
     attempt: int
 
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 import msgspec
 
-from protocol.ids import TaskId
+from protocol.ids import NamedTask
 
 
 class Source(StrEnum):
@@ -22,7 +22,7 @@ class Source(StrEnum):
 class OpenLogs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Ask for a ticket to read a task's output."""
 
-    task: TaskId
+    task: NamedTask
     #: None for the last attempt.
     attempt: int | None = None
     #: Which outputs; both by default.
@@ -63,7 +63,7 @@ class LogEnd(msgspec.Struct, frozen=True, array_like=True, tag=2):
     #: Bytes that the size cap kept out of the files.
     dropped: int = 0
     #: Why it ended before its end, as an error's code and message; empty if it did not.
-    error: tuple[str, str] | tuple[()] = ()
+    error: tuple[str, ...] = ()
 
 
 LogItem = LogChunk | LogEnd

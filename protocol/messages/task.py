@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from protocol.ids import BatchId, TaskId
+from protocol.ids import BatchId, NamedBatch, NamedTask, TaskId
 from protocol.models.target import Target
 from protocol.models.task import Batch, Explanation, Task, TaskSpec, TaskState
 
@@ -52,11 +52,11 @@ class ListTasks(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     #: Only these states; empty for all.
     states: tuple[TaskState, ...] = ()
-    batch: BatchId | None = None
+    batch: NamedBatch | None = None
     node: str = ""
     owner: str = ""
     #: Only tasks with a smaller id: the last id of the page before.
-    before: TaskId | None = None
+    before: NamedTask | None = None
     #: At most 500.
     limit: int = 100
 
@@ -72,13 +72,13 @@ class TaskPage(msgspec.Struct, frozen=True, omit_defaults=True):
 class OneTask(msgspec.Struct, frozen=True):
     """Names one task."""
 
-    task: TaskId
+    task: NamedTask
 
 
 class OneBatch(msgspec.Struct, frozen=True):
     """Names one batch."""
 
-    batch: BatchId
+    batch: NamedBatch
 
 
 class TaskResult(msgspec.Struct, frozen=True):
@@ -99,8 +99,8 @@ class WaitTasks(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     At most 1000 tasks; for more, name their batch.
     """
 
-    tasks: tuple[TaskId, ...] = ()
-    batch: BatchId | None = None
+    tasks: tuple[NamedTask, ...] = ()
+    batch: NamedBatch | None = None
     #: Seconds the host may hold the answer, at most 60; ask again with the same words.
     hold_s: float = 30.0
 
@@ -116,8 +116,8 @@ class WaitResult(msgspec.Struct, frozen=True, omit_defaults=True):
 class SteerTasks(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Kill, pause or resume tasks: named ones, or all of a batch. At most 1000 names."""
 
-    tasks: tuple[TaskId, ...] = ()
-    batch: BatchId | None = None
+    tasks: tuple[NamedTask, ...] = ()
+    batch: NamedBatch | None = None
 
 
 class SteerResult(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -133,7 +133,7 @@ class ListBatches(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """A page of batches, newest first."""
 
     owner: str = ""
-    before: BatchId | None = None
+    before: NamedBatch | None = None
     limit: int = 100
 
 

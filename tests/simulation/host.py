@@ -88,18 +88,18 @@ class Host:
             self._open.append(link)
         return self.engine is not None
 
-    def receive(self, link: Link, message: Message) -> None:
+    def receive(self, link: Link, message: Message, call: int) -> None:
         """Take what a runner says."""
         if self.engine is None:
             return
         match message:
             case Register():
-                self._register(link, message)
+                self._register(link, message, call)
             case _ if self.links.get(link.node) is not link:
                 pass  # a link that was replaced, or never registered
             case Report(reports):
                 reported = RunnerReported(link.node, reports)
-                self.ask(reported, lambda _: link.send("runner", Reported()))
+                self.ask(reported, lambda _: link.send("runner", Reported(), call))
             case Readings():
                 self.ask(RunnerBeat(link.node, message))
             case _:
@@ -111,14 +111,14 @@ class Host:
             del self.links[link.node]
             self.ask(RunnerGone(link.node, "its connection closed"))
 
-    def _register(self, link: Link, message: Register) -> None:
+    def _register(self, link: Link, message: Register, call: int) -> None:
         before = self.links.get(link.node)
         self.links[link.node] = link
         if before is not None and before is not link:
             before.cut("replaced by a new one")
         ended = frozenset(self.kept.ended())
         event = RunnerRegistered(link.node, "10.0.0.1", message.inventory, message.attempts, ended)
-        self.ask(event, lambda _: link.send("runner", Registered(link.node)))
+        self.ask(event, lambda _: link.send("runner", Registered(link.node), call))
 
     def _tick(self, life: int) -> None:
         if self._life == life and self.engine is not None:

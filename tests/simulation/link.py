@@ -15,7 +15,8 @@ from protocol.models.node import Readings
 from tests.simulation.stage import Stage
 
 Message = Register | Registered | Report | Reported | Orders | Readings
-Receive = Callable[["Link", Message], None]
+#: Given the link, the message, and the number of the call it makes or answers.
+Receive = Callable[["Link", Message, int], None]
 
 
 class Link:
@@ -30,7 +31,7 @@ class Link:
         self._ends = {"host": on_host, "runner": on_runner}
         self._last = {"host": 0.0, "runner": 0.0}
 
-    def send(self, to: str, message: Message) -> None:
+    def send(self, to: str, message: Message, call: int = 0) -> None:
         """Send to ``host`` or ``runner``."""
         if self.is_cut:
             return
@@ -42,7 +43,7 @@ class Link:
                 delay_s += stage.random.uniform(1.0, 15.0)
             at = max(self._last[to] + 1e-6, stage.now + delay_s)
             self._last[to] = at
-            stage.after(at - stage.now, lambda: self._arrive(to, data, type(message)))
+            stage.after(at - stage.now, lambda: self._arrive(to, data, type(message), call))
 
     def cut(self, why: str) -> None:
         """Break it. What is on its way is lost; each end notices after a while."""
@@ -54,6 +55,6 @@ class Link:
             delay_s = self._stage.random.choice([0.001, 0.1, 3.0])
             self._stage.after(delay_s, lambda notice=notice: notice(self))  # type: ignore[misc]
 
-    def _arrive(self, to: str, data: bytes, kind: type[Message]) -> None:
+    def _arrive(self, to: str, data: bytes, kind: type[Message], call: int) -> None:
         if not self.is_cut:
-            self._ends[to](self, msgspec.msgpack.decode(data, type=kind))
+            self._ends[to](self, msgspec.msgpack.decode(data, type=kind), call)

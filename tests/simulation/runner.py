@@ -77,8 +77,9 @@ class Runner:
         self._life = 0
         self._entries: list[NodeEvent | Callable[[], None]] = []
         self._busy = False
-        #: Calls on the link that were not answered yet, and what they told.
-        self._asked: list[tuple[AttemptReport, ...]] = []
+        #: What was told in calls on the link that are not answered yet, by their number.
+        self._told: dict[int, tuple[AttemptReport, ...]] = {}
+        self._calls = 0
         self._registered = False
         self.boot()
 
@@ -86,7 +87,7 @@ class Runner:
         """Start from what the vault keeps."""
         self._life += 1
         self._entries, self._busy = [], False
-        self.link, self._registered, self._asked = None, False, []
+        self.link, self._registered, self._told = None, False, {}
         self.engine = NodeEngine()
         self._stage.tell(f"{self.machine.node} is up")
         records = [msgspec.msgpack.decode(data, type=LaunchRecord) for data in self.vault.values()]
@@ -106,14 +107,15 @@ class Runner:
         self._stage.tell(f"{self.machine.node} is dead")
         self._stage.after(self._stage.random.choice([0.1, 1.0, 10.0, 40.0]), self.boot)
 
-    def receive(self, link: Link, message: Message) -> None:
+    def receive(self, link: Link, message: Message, call: int) -> None:
         """Take what the host says."""
         if link is not self.link or self.engine is None:
             return
         match message:
             case Registered() | Reported():
-                if self._asked:  # an answer that came twice answers nothing
-                    self._post(ReportsTaken(self._asked.pop(0)))
+                told = self._told.pop(call, None)
+                if told is not None:  # an answer that came twice answers nothing
+                    self._post(ReportsTaken(told))
             case Orders(orders):
                 for order in orders:
                     self._post(self._event(order))
@@ -123,7 +125,7 @@ class Runner:
     def lost(self, link: Link) -> None:
         """Note that the link is broken, and dial again."""
         if link is self.link:
-            self.link, self._registered, self._asked = None, False, []
+            self.link, self._registered, self._told = None, False, {}
             life = self._life
             self._stage.after(self._stage.random.uniform(0.1, 3.0), lambda: self._connect(life))
 
@@ -144,8 +146,18 @@ class Runner:
         if link is self.link and self.engine is not None:
             attempts = self.engine.attempts()
             self._registered = True
-            self._asked.append(attempts)
-            link.send("host", Register(instance="i", inventory=self._inventory, attempts=attempts))
+            self._call(
+                link,
+                Register(instance="i", inventory=self._inventory, attempts=attempts),
+                attempts,
+            )
+
+    def _call(
+        self, link: Link, message: Register | Report, told: tuple[AttemptReport, ...]
+    ) -> None:
+        self._calls += 1
+        self._told[self._calls] = told
+        link.send("host", message, self._calls)
 
     def _beat(self, life: int) -> None:
         if self._life != life or self.engine is None:
@@ -227,8 +239,7 @@ class Runner:
                 self._post(LaunchHeld(key, paused))
             case SendReport(report):
                 if self.link is not None and self._registered:
-                    self._asked.append((report,))
-                    self.link.send("host", Report((report,)))
+                    self._call(self.link, Report((report,)), (report,))
             case RemoveLaunch():
                 pass
             case _:

@@ -95,12 +95,19 @@ class RunningHost:
 
     async def connect(self, role: Role = Role.ADMIN, **more: Any) -> Connection:
         """Connect as somebody of a role; ``ANONY`` shows no token."""
-        return await Connection.dial(self.url, token=TOKENS.get(role, ""), **more)
+        token = "" if role is Role.ANONY else TOKENS[role]
+        return await Connection.dial(self.url, token=token, **more)
 
     async def stop(self) -> None:
         """Stop it, and wait until it has."""
         self._stop.set()
-        await self._job
+        if not self._job.cancelled():
+            await self._job
+
+    async def kill(self) -> None:
+        """End it without a last commit."""
+        self._job.cancel()
+        await asyncio.wait({self._job})
 
     @property
     def authority(self) -> tuple[str, int]:
@@ -120,10 +127,13 @@ async def running_host(data: Path, **settings: Any) -> AsyncIterator[RunningHost
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     config = HostConfig(data=data, port=0, **settings)
     job = asyncio.create_task(run_host(config, stop=stop, on_ready=ready.set_result))
-    await asyncio.wait({job, ready}, return_when=asyncio.FIRST_COMPLETED)
-    if job.done():
-        job.result()
-    host = RunningHost(ready.result(), data, stop, job)
+    job.add_done_callback(lambda _: ready.cancel())
+    try:
+        url = await ready
+    except asyncio.CancelledError:
+        await job  # it failed to start: tell why
+        raise
+    host = RunningHost(url, data, stop, job)
     try:
         yield host
     finally:

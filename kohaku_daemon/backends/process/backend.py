@@ -178,6 +178,8 @@ class ProcessBackend:
         folder = self._find_folder(handle)
         plan = self._planner.plan(launch, folder, folders)
         try:
+            if self._site is not None and not self._site.is_ready():
+                await asyncio.to_thread(find_site, self._settings.cgroup_root, self._node)
             folder.mkdir(mode=0o700, exist_ok=True)
             kind, text = await self._link.launch(plan)
         except OSError as error:

@@ -65,10 +65,14 @@ class GroupSite:
 
     def remove(self) -> None:
         """Remove the node's folders if no launch is in them, and ``kohaku`` if no node is."""
-        for folder in self.parents.values():
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-                folder.parent.rmdir()
+        for parent in self.parents.values():
+            for folder in (parent, parent.parent):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+    def is_ready(self) -> bool:
+        """Say whether all of it is there: an earlier runner of the node may just have left."""
+        return all(folder.is_dir() for folder in self.parents.values())
 
 
 def find_site(root: Path, node: str, own: Path = Path("/proc/self/cgroup")) -> GroupSite | None:

@@ -46,9 +46,7 @@ async def test_tasks_nodes_and_commits_are_counted(host: RunningHost) -> None:
     async with linked_runner(host, inventory=an_inventory(cores=4, gpus=1)) as runner:
         async with await host.connect() as admin:
             spec = TaskSpec(command=("true",), cores=3)
-            await admin.call(
-                TASK_SUBMIT, SubmitTask(request_id="request-1", spec=spec, array=3)
-            )
+            await admin.call(TASK_SUBMIT, SubmitTask(request_id="request-1", spec=spec, array=3))
         await runner.report(await runner.start(), AttemptState.RUNNING)
         await runner.beat(
             cpu_percent=12.5, memory_available=2**30, gpus=(GpuReading("GPU-0", used_percent=50.0),)

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from kohaku_daemon.core.access.permissions import Actor
 from kohaku_daemon.wire import ItemSink, Served
+from protocol.client import decode_log
 from protocol.errors import Conflict, Unauthenticated
 from protocol.ids import NodeName, UserName
 from protocol.messages.hello import Hello, Welcome
@@ -152,10 +153,10 @@ class FakeHost:
         self._stream_sockets[name] = socket
         items = self.streams.setdefault(name, [])
         try:
-            while name in self.stalled_streams:
-                await asyncio.sleep(0.01)
+            if name in self.stalled_streams:
+                await asyncio.Event().wait()
             async for message in socket:
-                items.append(msgspec.msgpack.decode(message.data, type=LogItem))
+                items.append(decode_log(message.data))
         finally:
             self._transports.discard(transport)
             self.ended_streams.add(name)

@@ -135,6 +135,11 @@ class Machine:
     def output(self, key: str) -> str:
         return (self.config.data / "logs" / key / "stdout").read_text()
 
+    def write(self, key: str, text: str) -> None:
+        """Write to a task's standard output, as the task would."""
+        with (self.config.data / "logs" / key / "stdout").open("a") as file:
+            file.write(text)
+
     async def settled(self, key: str) -> LaunchRecord:
         """Wait until the host's knowledge of the end is in the vault."""
         await until(lambda: (record := self.launches().get(key)) and record.settled)

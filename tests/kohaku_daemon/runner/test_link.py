@@ -65,12 +65,13 @@ async def test_a_kill_that_comes_first_wins(host: FakeHost, machine: Machine) ->
 
 async def test_pause_and_resume_keep_their_order(host: FakeHost, machine: Machine) -> None:
     await machine.start()
-    one = {"task": TaskId(1), "attempt": 1}
+    pause = OrderPause(task=TaskId(1), attempt=1)
+    resume = OrderResume(task=TaskId(1), attempt=1)
     host.order(a_start(1, run_s="forever"))
     await until(lambda: host.state(1) is RUNNING)
-    host.order(OrderPause(**one), OrderResume(**one), OrderPause(**one))
+    host.order(pause, resume, pause)
     await until(lambda: host.state(1) is PAUSED)
-    host.order(OrderResume(**one), OrderKill(**one))
+    host.order(resume, OrderKill(task=TaskId(1), attempt=1))
     killed = await machine.settled("1-1")
     assert killed.exit is not None
     assert killed.exit.cause is Cause.SIGNALLED

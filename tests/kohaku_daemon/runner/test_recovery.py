@@ -10,7 +10,7 @@ from kohaku_daemon.backends.base import BackendFailed, TaskFolders
 from kohaku_daemon.backends.mock import MockBackend
 from kohaku_daemon.core.workload import Finding, Handle, Launch, Started
 from protocol.ids import TaskId
-from protocol.messages.runner import AttemptState, OrderKill
+from protocol.messages.runner import AttemptState, OrderKill, OrderStart
 from protocol.models.task import Cause, Exit
 from tests.kohaku_daemon.runner.fake_host import FakeHost
 from tests.kohaku_daemon.runner.machine import Machine, a_start
@@ -19,10 +19,10 @@ from tests.kohaku_daemon.runner.waiting import until
 RUNNING, ENDED = AttemptState.RUNNING, AttemptState.ENDED
 
 
-def order_again_if_unknown(host: FakeHost, task: int, **script: str) -> None:
+def order_again_if_unknown(host: FakeHost, start: OrderStart) -> None:
     """Do what the host does at a register: an assigned task the runner has not seen is ordered."""
-    if task not in {report.task for report in host.registers[-1].attempts}:
-        host.order(a_start(task, **script))
+    if start.task not in {report.task for report in host.registers[-1].attempts}:
+        host.order(start)
 
 
 @pytest.mark.parametrize(
@@ -50,14 +50,15 @@ async def test_a_crash_around_any_commit_launches_once_and_loses_no_end(
     """The commits of a launch: its order, its end, that the host knows the end."""
     machine.fails_at, machine.fails_after = commit, after
     await machine.start()
-    host.order(a_start(1, stdout="x", exit="3"))
+    start = a_start(1, stdout="x", exit="3")
+    host.order(start)
     await machine.lose_power()
 
     machine.fails_at = 0
     await machine.start()
     await until(lambda: len(host.registers) == 2)
     if (commit, after) != (3, True):  # then the host has the task as ended
-        order_again_if_unknown(host, 1, stdout="x", exit="3")
+        order_again_if_unknown(host, start)
     record = await machine.settled("1-1")
     assert machine.output("1-1") == "x"
     assert record.exit == Exit(Cause.EXITED, code=3)

@@ -86,12 +86,13 @@ async def test_a_night_without_the_host_leaves_few_lines(
     caplog.clear()
     dials = 0
 
-    def count(*_: object) -> None:
+    def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal dials
         dials += 1
+        writer.close()
 
     await host.leave()
-    refuser = await asyncio.start_server(lambda _, writer: (count(), writer.close()), "127.0.0.1", host.port)
+    refuser = await asyncio.start_server(refuse, "127.0.0.1", host.port)
     await until(lambda: dials >= 5)
     refuser.close()
     await refuser.wait_closed()

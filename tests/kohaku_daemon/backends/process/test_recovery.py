@@ -119,7 +119,7 @@ async def test_starts_that_a_killed_launcher_had_not_answered_run_once(rig: Rig)
     launcher = find_launcher(rig)
     os.kill(launcher, signal.SIGSTOP)
     launches = [rig.launch(sh(f"echo ran; exit {number}")) for number in range(5)]
-    starts = [asyncio.ensure_future(rig.backend.start(*launch)) for launch in launches]  # noqa: TID251
+    starts = [asyncio.ensure_future(rig.backend.start(*launch)) for launch in launches]
     await asyncio.sleep(0)
     os.kill(launcher, signal.SIGKILL)
     await asyncio.gather(*starts)
@@ -132,7 +132,7 @@ async def test_a_start_that_comes_too_late_does_not_run(rig: Rig) -> None:
     launcher = find_launcher(rig)
     launch, handle, folders = rig.launch(sh("echo ran"))
     os.kill(launcher, signal.SIGSTOP)
-    start = asyncio.ensure_future(rig.backend.start(launch, handle, folders))  # noqa: TID251
+    start = asyncio.ensure_future(rig.backend.start(launch, handle, folders))
     folder = rig.root / "state" / launch.key
     await until(folder.is_dir)
     other = rig.make()
@@ -149,7 +149,7 @@ async def test_a_start_after_remove_does_not_run(rig: Rig) -> None:
     launcher = find_launcher(rig)
     launch, handle, folders = rig.launch(sh("echo ran"))
     os.kill(launcher, signal.SIGSTOP)
-    start = asyncio.ensure_future(rig.backend.start(launch, handle, folders))  # noqa: TID251
+    start = asyncio.ensure_future(rig.backend.start(launch, handle, folders))
     await until((rig.root / "state" / launch.key).is_dir)
     await rig.backend.remove(handle)
     os.kill(launcher, signal.SIGCONT)
