@@ -31,7 +31,7 @@ from protocol.ids import BatchId, TaskId
 from protocol.messages.cluster import Event, GetStatus, ListEvents, Status, Topic, Update, Watch
 from protocol.messages.hello import Welcome
 from protocol.messages.node import ListNodes
-from protocol.messages.stream import LogChunk, LogEnd, OpenLogs, Source
+from protocol.messages.stream import LogChunk, LogEnd, LogItem, OpenLogs, Source
 from protocol.messages.task import (
     ListTasks,
     OneTask,
@@ -571,7 +571,7 @@ def decode_log(message: bytes) -> LogChunk | LogEnd:
     Raises:
         Unsupported: It is none that this version knows.
     """
-    item: LogItem = decode_answer(msgspec.Raw(message), _LOG_ITEMS, "a log message")
+    item: LogChunk | LogEnd = decode_answer(msgspec.Raw(message), _LOG_ITEMS, "a log message")
     return item
 
 

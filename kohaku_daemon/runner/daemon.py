@@ -194,7 +194,11 @@ def _choose_default(wanted: str, infos: Iterable[BackendInfo]) -> str:
 
 
 def _tell(info: BackendInfo) -> None:
-    facts = {"backend": info.name, "isolation": info.isolation, "enforces": info.enforces}
+    facts = {
+        "backend": info.name,
+        "isolation": info.isolation,
+        "enforces": ", ".join(info.enforces),
+    }
     if info.healthy:
         _log.info("backend ready", extra=facts)
     else:

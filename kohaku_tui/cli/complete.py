@@ -5,11 +5,16 @@ Does not know: shells; Typer does.
 
 It is quick, silent and fails closed: whatever goes wrong, nothing is offered and nothing is
 printed, for a message in the middle of a half-typed line helps nobody.
+
+It is a door, too. Typer's script for zsh evaluates what is offered, and its quoting lets a
+backslash before ``$(`` through (0.28 and 0.29): the name of somebody's task would run as a
+command in the shell of whoever pressed Tab. So only letters that no shell knows get out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 import typer
@@ -23,6 +28,10 @@ if TYPE_CHECKING:
 PATIENCE_S: Final = 1.0
 #: How many ids are offered: more cannot be chosen from by eye.
 _MOST_IDS: Final = 50
+
+#: What a value may be made of, and what a description is reduced to.
+_SAFE_VALUE: Final = re.compile(r"[A-Za-z0-9_.:-]+")
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_., =/%+-]+")
 
 #: A value and the few words shown beside it.
 Offer = tuple[str, str]
@@ -67,7 +76,7 @@ def complete_contexts(incomplete: str) -> list[Offer]:
     try:
         from protocol.contexts import load
 
-        return [(c.name, c.url) for c in load().contexts if c.name.startswith(incomplete)]
+        return _choose([(saved.name, saved.url) for saved in load().contexts], incomplete)
     except Exception:
         return []
 
@@ -76,11 +85,8 @@ def complete_methods(incomplete: str) -> list[Offer]:
     """Offer the methods of the protocol."""
     from protocol.methods import METHODS, Door
 
-    return [
-        (method.name, method.summary)
-        for method in METHODS.values()
-        if method.door is not Door.RUNNER and method.name.startswith(incomplete)
-    ]
+    callable_here = (method for method in METHODS.values() if method.door is not Door.RUNNER)
+    return _choose([(method.name, method.summary) for method in callable_here], incomplete)
 
 
 def _offer(
@@ -90,7 +96,16 @@ def _offer(
         offers = _look_quickly(ctx.params.get("context") or "", look)
     except Exception:
         return []
-    return [offer for offer in offers if offer[0].startswith(incomplete)]
+    return _choose(offers, incomplete)
+
+
+def _choose(offers: Iterable[Offer], incomplete: str) -> list[Offer]:
+    """Give the offers that begin so, made of harmless letters only."""
+    return [
+        (value, " ".join(_UNSAFE.sub(" ", told).split()))
+        for value, told in offers
+        if value.startswith(incomplete) and _SAFE_VALUE.fullmatch(value)
+    ]
 
 
 def _look_quickly(context: str, look: Callable[[Cluster], Awaitable[list[Offer]]]) -> list[Offer]:

@@ -7,14 +7,15 @@ Does not know: which command wants it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from kohaku_tui.cli import output
 from kohaku_tui.cli.log_writer import STDERR, STDOUT, LogWriter, end_notes
-from kohaku_tui.format import exit_text, plural
-from protocol.errors import KohakuError
+from kohaku_tui.format import counts_text, exit_text, plural
+from protocol.errors import KohakuError, Unavailable
 from protocol.ids import BatchId, TaskId
 from protocol.messages.cluster import Topic
 from protocol.messages.stream import LogChunk, LogEnd, Source
@@ -161,22 +162,22 @@ async def _tell_progress(cluster: Cluster, ids: Sequence[TaskId], batch: BatchId
     try:
         with Console(stderr=True).status(f"waiting for {subject}") as status:
             async for update in cluster.watch([Topic.TASKS], tasks=ids, batch=batch):
+                if update.start:
+                    states.clear()
                 states.update((task.id, task.state) for task in update.tasks)
-                counts = {state: 0 for state in TaskState if state in states.values()}
-                for state in states.values():
-                    counts[state] += 1
-                told = ", ".join(f"{count} {state}" for state, count in counts.items())
-                status.update(f"waiting for {subject}: {told}")
+                status.update(f"waiting for {subject}: {counts_text(Counter(states.values()))}")
     except KohakuError:
         return  # progress is a kindness; the wait itself reports what is wrong
 
 
 async def _follow_one(cluster: Cluster, task: TaskId) -> Task:
     if (seen := await wait_started(cluster, task)).started_at:
-        await write_logs(
-            LogWriter({Source.STDOUT: STDOUT, Source.STDERR: STDERR}),
-            cluster.logs(task, follow=True),
-        )
+        writer = LogWriter({Source.STDOUT: STDOUT, Source.STDERR: STDERR})
+        try:
+            await write_logs(writer, cluster.logs(task, follow=True))
+        except Unavailable as reason:
+            # Its node may be gone: what became of the task is still to be told.
+            output.note(f"the output of task {task} breaks off: {reason.message}")
     if seen.state.is_final:
         return seen
     return (await cluster.wait([task]))[0]

@@ -69,9 +69,8 @@ async def _write_all(fd: int, data: bytes) -> None:
     sys.stdout.flush()
     left = memoryview(data)
     while left:
-        left = (
-            left[os.write(fd, left[:_ATOMIC]) :] if await _writable(fd) else _write_file(fd, left)
-        )
+        size = _ATOMIC if await _writable(fd) else len(left)
+        left = left[os.write(fd, left[:size]) :]
 
 
 async def _writable(fd: int) -> bool:
@@ -94,7 +93,3 @@ async def _writable(fd: int) -> bool:
 def _set_done(ready: asyncio.Future[None]) -> None:
     if not ready.done():
         ready.set_result(None)
-
-
-def _write_file(fd: int, data: memoryview) -> memoryview:
-    return data[os.write(fd, data) :]

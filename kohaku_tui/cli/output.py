@@ -49,14 +49,14 @@ def can_ask() -> bool:
 
 def say(text: str, style: str = "") -> None:
     """Write a line of data, at once: whoever follows through a pipe waits for it."""
-    _write(sys.stdout, clean_block(text), style)
+    _write(text, style, stderr=False)
     sys.stdout.flush()
 
 
 def note(text: str, style: str = "") -> None:
     """Write a line of talk."""
     sys.stdout.flush()
-    _write(sys.stderr, clean_block(text), style)
+    _write(text, style, stderr=True)
 
 
 def print_document(document: Mapping[str, Plain]) -> None:
@@ -123,8 +123,8 @@ def show_error(error: KohakuError, *, as_json: bool) -> None:
         _console(stderr=True).print(line, soft_wrap=True)
     else:
         sys.stderr.write(f"error: {clean_block(error.message)}\n")
-    for line_of_reason in _reason_lines(error.details.get("reasons")):
-        sys.stderr.write(line_of_reason + "\n")
+    for reason in _reason_lines(error.details.get("reasons")):
+        sys.stderr.write(reason + "\n")
     if error.hint:
         note(error.hint)
 
@@ -142,14 +142,15 @@ def _reason_lines(reasons: object) -> list[str]:
     return [f"{GAP}{node.ljust(width)}{GAP}{reason}" for node, reason in rows]
 
 
-def _write(stream: object, text: str, style: str) -> None:
-    to_stderr = stream is sys.stderr
-    if style and (talks_to_terminal() if to_stderr else reads_terminal()):
+def _write(text: str, style: str, *, stderr: bool) -> None:
+    text = clean_block(text)
+    stream = sys.stderr if stderr else sys.stdout
+    if style and stream.isatty():
         from rich.text import Text
 
-        _console(stderr=to_stderr).print(Text(text, style), soft_wrap=True)
-        return
-    (sys.stderr if to_stderr else sys.stdout).write(text + "\n")
+        _console(stderr=stderr).print(Text(text, style), soft_wrap=True)
+    else:
+        stream.write(text + "\n")
 
 
 @cache

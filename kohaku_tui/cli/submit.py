@@ -6,7 +6,7 @@ import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -28,8 +28,8 @@ from protocol.units import parse_duration, render_duration
 if TYPE_CHECKING:
     from protocol.client import Cluster
 
-# The command's own options follow it: nothing after its first word is ours.
-SUBMIT_SETTINGS = {"allow_interspersed_args": False}
+#: The command's own options follow it: nothing after its first word is ours.
+SUBMIT_SETTINGS: Final = {"allow_interspersed_args": False}
 
 
 def submit(
@@ -128,7 +128,7 @@ def submit(
     """Submit a command; print the ids of its tasks.
 
     All after -- is the command, flags included: kohaku task submit -c 2 -- make -j2
-    """  # fmt: skip
+    """
     request = make_request(
         Wish(
             command=command, request_id=request_id or uuid.uuid4().hex, targets=target or (),

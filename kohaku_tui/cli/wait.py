@@ -145,14 +145,13 @@ def leave_alone(ids: Sequence[TaskId], batch: BatchId | None, *, verb: str) -> I
 
 def note_left(ids: Sequence[TaskId], batch: BatchId | None, *, verb: str) -> None:
     """Say that tasks go on without us, how to come back and how to end them."""
-    if batch is None:
-        family, names = "task", " ".join(map(str, ids))
-    else:
-        family, names = "batch", str(batch)
+    family, names = ("batch", [batch]) if batch is not None else ("task", list(ids))
+    words = " ".join(map(str, names))
+    goes_on = f"{family} {words} goes on" if len(names) == 1 else f"{family}s {words} go on"
     output.note("")
-    output.note(f"{family} {names} goes on without this command")
-    output.note(f"come back:  kohaku {family} {verb} {names}")
-    output.note(f"end it:     kohaku {family} kill {names}")
+    output.note(f"{goes_on} without this command")
+    output.note(f"come back:  kohaku {family} {verb} {words}")
+    output.note(f"end it:     kohaku {family} kill {words}")
 
 
 def _choose_places(*, only_stdout: bool, only_stderr: bool) -> dict[Source, int]:
@@ -188,7 +187,6 @@ async def _watch_table(cluster: Cluster, ids: Sequence[TaskId]) -> None:
     from rich.live import Live
 
     seen: dict[TaskId, Task] = {}
-
     console = Console(highlight=False)
 
     def draw() -> Text:

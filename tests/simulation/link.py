@@ -6,6 +6,7 @@ Every message is encoded and decoded on its way, as by the wire.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -40,7 +41,7 @@ class Link:
         for _ in range(2 if stage.chance(0.02) else 1):
             delay_s = stage.random.uniform(0.001, 0.05)
             if stage.chance(0.02):
-                delay_s += stage.random.uniform(1.0, 15.0)
+                delay_s += stage.random.choice([1.0, 5.0, 15.0, 45.0])
             at = max(self._last[to] + 1e-6, stage.now + delay_s)
             self._last[to] = at
             stage.after(at - stage.now, lambda: self._arrive(to, data, type(message), call))
@@ -53,7 +54,7 @@ class Link:
         self._stage.tell(f"link of {self.node} cut: {why}")
         for notice in self.on_cut:
             delay_s = self._stage.random.choice([0.001, 0.1, 3.0])
-            self._stage.after(delay_s, lambda notice=notice: notice(self))  # type: ignore[misc]
+            self._stage.after(delay_s, partial(notice, self))
 
     def _arrive(self, to: str, data: bytes, kind: type[Message], call: int) -> None:
         if not self.is_cut:

@@ -30,8 +30,10 @@ class Program:
     watcher: Callable[[Program], None] | None = None
 
 
-def own_exit(task: TaskId) -> Exit:
-    """Give what a task's program returns if it is left alone: every third fails."""
+def own_exit(task: TaskId) -> Exit | None:
+    """Give what a task's program returns if it is left alone. Some fail, some never end."""
+    if task % 7 == 0:
+        return None
     return Exit(Cause.EXITED, code=3 if task % 3 == 0 else 0)
 
 
@@ -64,7 +66,9 @@ class Machine:
         program = Program(launch, self._stage.now)
         self.programs[name] = program
         self._stage.tell(f"{self.node} runs {launch.key}")
-        self._stage.after(self._stage.random.expovariate(1 / 8.0), lambda: self._finish(program))
+        if own_exit(launch.task) is not None:
+            lasts_s = self._stage.random.expovariate(1 / 8.0)
+            self._stage.after(lasts_s, lambda: self._finish(program))
         return program
 
     def find(self, handle: Handle) -> Finding:
@@ -104,10 +108,11 @@ class Machine:
         self._stage.soon(lambda: self._end(program, Exit(Cause.SIGNALLED, signal=15)))
 
     def _finish(self, program: Program) -> None:
+        exit_ = own_exit(program.launch.task)
         if program.paused:
             program.due = True
-        else:
-            self._end(program, own_exit(program.launch.task))
+        elif exit_ is not None:
+            self._end(program, exit_)
 
     def _end(self, program: Program, exit_: Exit) -> None:
         if program.exit is not None:

@@ -7,13 +7,14 @@ quiet, and everything that was ever accepted has to come to its true end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from kohaku_daemon.core.cluster.events import SteerAsked, SubmitAsked, Verb
-from protocol.errors import KohakuError
 from protocol.ids import TaskId
-from protocol.messages.task import Submitted
-from protocol.models.task import TaskState
+from protocol.messages.task import SteerResult, Submitted
+from protocol.models.task import Cause, TaskState
 from tests.simulation.host import Host
 from tests.simulation.link import Link
 from tests.simulation.machine import Machine, Program, own_exit
@@ -42,10 +43,11 @@ class World:
         #: Answered submissions: what was promised, by request id.
         self.promised: dict[str, Submitted] = {}
         self.killed: set[TaskId] = set()
+        self._kills_answered: set[TaskId] = set()
         for number in range(stage.random.randint(4, 10)):
             at = stage.random.uniform(0, _ROUGH_S * 0.9)
             event = self._a_submission(number, names)
-            stage.after(at, lambda event=event: self._submit(event))  # type: ignore[misc]
+            stage.after(at, partial(self._submit, event))
         for _ in range(stage.random.randint(0, 6)):
             stage.after(stage.random.uniform(5, _ROUGH_S), self._steer)
         for _ in range(stage.random.randint(0, 6)):
@@ -91,17 +93,28 @@ class World:
         assert value.runs == before.runs, f"{request_id} became other tasks when repeated"
         for task in value.ids():
             assert task in self.host.kept.tasks, f"{task} was promised and is not kept"
+            if value is before and own_exit(task) is None:
+                self.stage.after(self.stage.random.uniform(0, 60), partial(self._kill, task))
 
     def _steer(self) -> None:
         tasks = sorted(self.host.kept.tasks)
         if not tasks:
             return
         task = self.stage.random.choice(tasks)
-        verb = self.stage.random.choice([Verb.KILL, Verb.PAUSE])
-        self.stage.tell(f"{verb} of {task} asked")
-        if verb is Verb.KILL:
-            self.killed.add(task)
-        self._ask(verb, task)
+        if self.stage.random.random() < 0.5:
+            self._kill(task)
+        else:
+            self.stage.tell(f"{task} is to be paused")
+            self._ask(Verb.PAUSE, task)
+
+    def _kill(self, task: TaskId) -> None:
+        """Ask for a task's end until that is answered; from then on it is the host's affair."""
+        if task in self._kills_answered:
+            return
+        self.stage.tell(f"{task} is to be killed")
+        self.killed.add(task)
+        self._ask(Verb.KILL, task, lambda _: self._kills_answered.add(task))
+        self.stage.after(5.0, lambda: self._kill(task))
 
     def _resume_for_ever(self) -> None:
         for task in list(self.host.kept.tasks.values()):
@@ -109,8 +122,14 @@ class World:
                 self._ask(Verb.RESUME, task.id)
         self.stage.after(5.0, self._resume_for_ever)
 
-    def _ask(self, verb: Verb, task: TaskId) -> None:
-        self.host.ask(SteerAsked(a_user(), verb, (task,), self.host.kept.ended()), _must_answer)
+    def _ask(
+        self, verb: Verb, task: TaskId, answered: Callable[[object], None] = lambda _: None
+    ) -> None:
+        def reply(value: object) -> None:
+            assert isinstance(value, SteerResult), value
+            answered(value)
+
+        self.host.ask(SteerAsked(a_user(), verb, (task,), self.host.kept.ended()), reply)
 
     # The network --------------------------------------------------------------------
 
@@ -152,18 +171,18 @@ class World:
         """Compare what the books say with what happened."""
         record = self.host.kept.tasks[task]
         assert record.exit is not None
+        batch = self.host.kept.batches[record.batch]
+        if batch.targets and record.node:
+            assert record.node == batch.targets[record.index].node
         if program is None:
             assert state is TaskState.KILLED, f"{task} never ran and is {state}"
             assert task in self.killed, f"{task} never ran and nobody had it killed"
             return
         assert program.exit is not None, f"{task} is {state} and runs"
-        if program.exit == own_exit(task):
+        assert program.launch.index == record.index
+        if program.exit.cause is Cause.EXITED:
             code = program.exit.code
             assert record.exit.code == code, f"{task} returned {code}, not {record.exit}"
         else:
             assert task in self.killed
             assert state is TaskState.KILLED, f"{task} was killed and is {state}"
-
-
-def _must_answer(value: object) -> None:
-    assert not isinstance(value, KohakuError), value

@@ -125,7 +125,7 @@ async def running_host(data: Path, **settings: Any) -> AsyncIterator[RunningHost
     )
     stop = asyncio.Event()
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    config = HostConfig(data=data, port=0, **settings)
+    config = HostConfig(data=data, **{"port": 0, **settings})
     job = asyncio.create_task(run_host(config, stop=stop, on_ready=ready.set_result))
     job.add_done_callback(lambda _: ready.cancel())
     try:

@@ -14,6 +14,7 @@ from protocol.messages.node import NodeList
 from protocol.messages.task import TaskPage
 from protocol.methods import NODE_LIST, TASK_LIST
 from protocol.models.node import Node, NodeState
+from protocol.models.task import TaskSpec
 from tests.kohaku_tui.cli.conftest import ROOT
 from tests.kohaku_tui.cli.scripted_host import ScriptedHost, a_task
 
@@ -21,16 +22,21 @@ from tests.kohaku_tui.cli.scripted_host import ScriptedHost, a_task
 def press_tab(line: str) -> subprocess.CompletedProcess[str]:
     """Ask as bash does; ``line`` ends with the word to complete."""
     words = line.split(" ")
-    environment = {
-        **os.environ,
-        "_KOHAKU_COMPLETE": "complete_bash",
-        "COMP_WORDS": line,
-        "COMP_CWORD": str(len(words) - 1),
-    }
+    return ask(
+        {
+            "_KOHAKU_COMPLETE": "complete_bash",
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(words) - 1),
+        }
+    )
+
+
+def ask(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run the command as a shell's completion does."""
     return subprocess.run(
         [sys.executable, "-m", "kohaku_tui"],
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -48,6 +54,20 @@ def test_names_and_ids_are_offered(host: ScriptedHost) -> None:
     assert press_tab("kohaku task submit -t c").stdout.split() == ["cpu-01"]
     assert press_tab("kohaku call node.l").stdout.split() == ["node.list", "node.label"]
     assert press_tab("kohaku task su").stdout.split() == ["submit"]
+
+
+def test_a_name_is_no_command_for_the_shell(host: ScriptedHost) -> None:
+    name = "\\$(touch /tmp/pwned) `x` 'y' \"z\" [/red] $HOME"
+    evil = Node(name=NodeName("$(x)"), state=NodeState.ONLINE)
+    host.answer(TASK_LIST, TaskPage((a_task(71, spec=TaskSpec(command=("x",), name=name)),)))
+    host.answer(NODE_LIST, NodeList((evil,)))
+    zsh = {"_KOHAKU_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "kohaku task wait "}
+    answer = ask(zsh)
+    assert answer.stdout.strip() == (
+        """_arguments '*: :(("71":"running touch /tmp/pwned x y z /red HOME"))'"""
+    )
+    assert answer.stderr == ""
+    assert press_tab("kohaku node show ").stdout.strip() == ""
 
 
 def test_without_a_host_it_is_quick_and_silent(
