@@ -61,7 +61,7 @@ class RunnerConfig:
     memory: Size | None = None
     #: Largest file for each output of a task. What exceeds it is dropped, and the log says so.
     log_cap: Size = 64 * 2**20
-    #: How long output and scratch folder of an ended task are kept.
+    #: How long the output of an ended task is kept. Its scratch folder goes with its end.
     log_keep_s: float = 30 * _DAY
     #: Longest wait between two tries to reach the host.
     reconnect_max_s: Annotated[float, Between(0.1)] = 30.0

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from kohaku_daemon.backends.base import Backend
@@ -56,6 +59,7 @@ async def run_runner(
     """
     config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     memory = Memory(Vault.open(config.data / VAULT))
+    _let_tasks_pass(config.data)
     try:
         kit = await _open_backends(config)
         try:
@@ -180,6 +184,21 @@ async def _open_backends(config: RunnerConfig) -> BackendKit:
     return BackendKit(backends, tuple(infos), _choose_default(config.default_backend, infos))
 
 
+def _let_tasks_pass(data: Path) -> None:
+    """Let tasks reach their scratch folders, as users of their own under a runner that is root.
+
+    They may pass through the folders above, and list none of them: what is secret there has
+    modes of its own. Above our own folders nothing is touched.
+    """
+    if os.geteuid() != 0:
+        return
+    ours = data_dir()
+    for folder in (data / SCRATCH, data / BACKENDS, data, *data.parents):
+        if folder.is_relative_to(ours) or folder.is_relative_to(data):
+            folder.mkdir(exist_ok=True)
+            folder.chmod(folder.stat().st_mode | stat.S_IXOTH | stat.S_IXGRP)
+
+
 def _names(wanted: Iterable[str]) -> list[str]:
     """Give each backend once, in the order of the configuration."""
     names: dict[str, None] = {}
@@ -189,8 +208,9 @@ def _names(wanted: Iterable[str]) -> list[str]:
 
 
 def _choose_default(wanted: str, infos: Iterable[BackendInfo]) -> str:
-    healthy = [info.name for info in infos if info.healthy]
-    return wanted or (healthy[0] if healthy else "")
+    """Give the one that was chosen, or the first that works; none working, the first there is."""
+    by_health = sorted(infos, key=lambda info: not info.healthy)
+    return wanted or (by_health[0].name if by_health else "")
 
 
 def _tell(info: BackendInfo) -> None:

@@ -50,6 +50,8 @@ class Instruments:
         self._at_once = asyncio.Semaphore(_AT_ONCE)
         #: Launches whose reading has failed in a way that was logged.
         self._failed: set[str] = set()
+        #: Why the machine could not be read the last time.
+        self._trouble = ""
         #: As of the last time; a heartbeat says how old it is.
         self.latest = Readings()
 
@@ -82,8 +84,13 @@ class Instruments:
         loop = asyncio.get_running_loop()
         try:
             self.latest = await loop.run_in_executor(self._thread, self._prober.read, tasks)
-        except OSError as error:
-            _log.warning("cannot read the machine: %s", error)
+        except Exception as error:
+            # Old figures are told as old; no reason to end a runner. Said once.
+            if repr(error) != self._trouble:
+                _log.warning("cannot read the machine", exc_info=error)
+            self._trouble = repr(error)
+        else:
+            self._trouble = ""
 
     def close(self) -> None:
         """Let go of the machine once the reading under way is done; does not wait for it."""

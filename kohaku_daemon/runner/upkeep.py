@@ -44,10 +44,11 @@ class Upkeep:
     async def _try(self, chore: Callable[[set[str]], None]) -> None:
         try:
             await asyncio.to_thread(chore, self._loop.unended())
-        except OSError as error:
-            if str(error) != self._trouble:
-                _log.warning("cannot look after the output of tasks: %s", error)
-            self._trouble = str(error)
+        except Exception as error:
+            # The disk is full or failed, or we have a bug: no reason to end a runner.
+            if repr(error) != self._trouble:
+                _log.warning("cannot look after the output of tasks", exc_info=error)
+            self._trouble = repr(error)
         else:
             self._trouble = ""
 

@@ -23,6 +23,7 @@ import sys
 from typing import Final
 
 from kohaku_daemon.backends.process import linux, shim
+from kohaku_daemon.backends.process.files import read_text, write_text
 
 #: Its shim ended without an answer: whether the program ran is in the state folder, or lost.
 VANISHED: Final = "vanished"
@@ -99,7 +100,7 @@ def main(descriptor: int) -> None:
     Args:
         descriptor: Of a connected stream socket to the runner.
     """
-    linux.prctl(linux.PR_SET_NAME, b"kohaku-launcher")
+    write_text("/proc/self/comm", "kohaku-launcher")
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         # What our parent ignored, such as SIGHUP under nohup, the tasks need not.
         signal.signal(number, signal.SIG_DFL)
@@ -108,6 +109,9 @@ def main(descriptor: int) -> None:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    if read_text("/proc/self/oom_score_adj").startswith("-"):
+        # A daemon may be spared when memory runs out; its tasks must not be.
+        write_text("/proc/self/oom_score_adj", "0")
     os.umask(0o022)
     os.chdir("/")
     # For all that comes after, so that it is done once: none of us runs a set-uid program.

@@ -28,6 +28,9 @@ _BOOT: Final = (
 )
 #: Launchers that may end under one launch before it is given up.
 _TRIES: Final = 3
+#: Seconds after which a launcher without an answer is replaced: far longer than a start takes
+#: on a busy machine with its programs on a slow share.
+_ANSWER_S: Final = 120.0
 #: Seconds a launcher may take to end when told to.
 _END_S: Final = 5.0
 
@@ -126,7 +129,13 @@ class _Running:
         except ConnectionError:
             self._give_up()
         try:
-            return await answer
+            async with asyncio.timeout(_ANSWER_S):
+                return await answer
+        except TimeoutError:
+            # Whatever holds it, another launcher will find the launch taken, or take it.
+            _log.warning("the launcher does not answer; replacing it")
+            self._process.kill()
+            return None
         finally:
             self._waiting.pop(number, None)
 

@@ -35,7 +35,6 @@ MOUNT_ATTR_NODEV: Final = 4
 # linux/prctl.h
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
-PR_SET_NAME: Final = 15
 PR_CAPBSET_DROP: Final = 24
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_SET_NO_NEW_PRIVS: Final = 38
@@ -75,15 +74,14 @@ def _check(result: int, path: str = "") -> int:
     return result
 
 
-def prctl(option: int, argument: int | bytes = 0) -> None:
+def prctl(option: int, argument: int) -> None:
     """Change something of the calling process (``man 2 prctl``).
 
     Raises:
         OSError: The kernel refused.
     """
-    value = argument if isinstance(argument, bytes) else ctypes.c_ulong(argument)
     zero = ctypes.c_ulong(0)
-    _check(_libc.prctl(option, value, zero, zero, zero))
+    _check(_libc.prctl(option, ctypes.c_ulong(argument), zero, zero, zero))
 
 
 def bound_capabilities() -> None:

@@ -81,6 +81,7 @@ async def _try(planner: Planner, root: Path, run: RunPlan) -> str:
         claim=Claim(cores=cores, memory=_MEMORY),
     )
     try:
+        shutil.rmtree(folder, ignore_errors=True)  # of a killed runner that had our pid
         folder.mkdir(mode=0o711)
         folders.scratch.mkdir()
         kind, text = await run(planner.plan(launch, folder, folders))

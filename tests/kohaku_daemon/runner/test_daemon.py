@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from kohaku_daemon.probe.prober import Prober
 from kohaku_daemon.runner.config import RunnerConfig
 from kohaku_daemon.runner.daemon import run_runner
 from kohaku_daemon.supervise import spawn
 from protocol.errors import BadRequest, Conflict
 from protocol.ids import NodeName
 from protocol.messages.runner import AttemptState
+from protocol.models.node import Readings
 from tests.kohaku_daemon.runner.fake_host import JOIN_TOKEN, FakeHost
 from tests.kohaku_daemon.runner.machine import a_start
 from tests.kohaku_daemon.runner.waiting import until
@@ -78,3 +80,28 @@ async def test_a_wrong_setting_is_told_before_anything_starts(config: RunnerConf
     # The vault is free again.
     with pytest.raises(BadRequest):
         await run_runner(wrong, stop=asyncio.Event(), on_ready=lambda _: None)
+
+
+async def test_figures_that_cannot_be_read_do_not_end_the_runner(
+    host: FakeHost,
+    config: RunnerConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("kohaku_daemon.runner.readings._PERIOD_S", 0.01)
+    reads = 0
+
+    def broken(*_: object) -> Readings:
+        nonlocal reads
+        reads += 1
+        raise ValueError("no such sensor")
+
+    monkeypatch.setattr(Prober, "read", broken)
+    stop = asyncio.Event()
+    job = spawn(run_runner(config, stop=stop, on_ready=lambda _: None), name="runner")
+    await until(lambda: reads >= 3 and host.beats)
+    assert caplog.text.count("cannot read the machine") == 1
+    host.order(a_start(1))
+    await until(lambda: host.state(1) is AttemptState.ENDED)
+    stop.set()
+    await job

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from kohaku_daemon.backends.process import cgroups
 from kohaku_daemon.backends.process.cgroups import GroupSite, find_site
 from kohaku_daemon.backends.process.group import Group
 from protocol.models.task import Claim
@@ -101,9 +100,9 @@ def test_v2_works_below_its_own_group_if_that_was_given_to_it(
     root = make_v2(tmp_path / "cgroup")
     (root / SERVICE / "kohaku-daemons").mkdir()
     # As an ordinary user, to whom systemd gives the folder itself.
-    monkeypatch.setattr(cgroups.os, "geteuid", lambda: 4000)
+    monkeypatch.setattr(os, "geteuid", lambda: 4000)
     assert find(root, own).parents["unified"] == root / "kohaku" / "node1"
-    monkeypatch.setattr(cgroups.os, "geteuid", lambda: (root / SERVICE).stat().st_uid or 4000)
+    monkeypatch.setattr(os, "geteuid", lambda: (root / SERVICE).stat().st_uid or 4000)
     if os.getuid() == 0:
         os.chown(root / SERVICE, 4000, -1)
     assert find(root, own).parents["unified"] == root / SERVICE / "kohaku" / "node1"

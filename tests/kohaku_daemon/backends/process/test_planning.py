@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -41,13 +42,13 @@ def plan(
 def test_users_are_those_that_exist_here(
     uid_map: str, users: range, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(planning, "read_text", lambda _: uid_map)
     assert find_users(RANGE) == users
 
 
 def test_a_runner_that_is_not_root_gives_no_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert find_users(RANGE) == range(0)
     assert plan(Means(False, None, range(0)))["uid"] == -1
 

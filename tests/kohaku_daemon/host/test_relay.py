@@ -1,0 +1,318 @@
+"""Data connections: tickets, runners that dial back, and readers that stall or go away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from kohaku_daemon.host import relay
+from protocol.client import Cluster, connect
+from protocol.connection import Connection, DataStream
+from protocol.errors import Forbidden, NotFound, Unauthenticated, Unavailable
+from protocol.framing import MAX_CHUNK, decode_value
+from protocol.ids import TaskId
+from protocol.messages.runner import OrderStream
+from protocol.messages.stream import LogChunk, LogEnd, LogItem, OpenLogs, Source, Ticket
+from protocol.messages.task import OneTask, SteerTasks, SubmitTask
+from protocol.methods import TASK_KILL, TASK_LOGS, TASK_SHOW, TASK_SUBMIT
+from protocol.models.access import Role
+from protocol.models.task import TaskSpec
+from protocol.session import CloseCode
+from tests.support.host import (
+    TOKENS,
+    RunningHost,
+    ScriptedRunner,
+    a_credential,
+    linked_runner,
+)
+
+Socket = aiohttp.ClientWebSocketResponse[bool]
+LOG_ITEM: Any = LogItem
+encode = msgspec.msgpack.Encoder().encode
+
+
+async def submit(connection: Connection) -> TaskId:
+    request = SubmitTask(request_id="request-1", spec=TaskSpec(command=("true",)))
+    (task,) = (await connection.call(TASK_SUBMIT, request)).ids()
+    return task
+
+
+async def stream_order(runner: ScriptedRunner) -> OrderStream:
+    """Give the next order, which has to be one to open a stream."""
+    order = await runner.order()
+    assert isinstance(order, OrderStream), order
+    return order
+
+
+async def send(socket: Socket, *items: LogChunk | LogEnd) -> None:
+    for item in items:
+        await socket.send_bytes(encode(item))
+
+
+async def items_of(data: DataStream) -> list[Any]:
+    return [decode_value(message, LOG_ITEM, "a log message") async for message in data]
+
+
+async def read(cluster: Cluster, task: TaskId, **how: Any) -> list[LogChunk | LogEnd]:
+    return [item async for item in cluster.logs(task, **how)]
+
+
+@asynccontextmanager
+async def reading(admin: Connection, task: TaskId, **how: Any) -> AsyncIterator[DataStream]:
+    """Open a data connection as a client does."""
+    ticket = await admin.call(TASK_LOGS, OpenLogs(task=task, **how))
+    async with await admin.open_data(ticket.path, ticket.ticket) as data:
+        yield data
+
+
+async def test_output_flows_from_the_runner_that_dialled_back_to_the_reader(
+    host: RunningHost,
+) -> None:
+    async with (
+        linked_runner(host) as runner,
+        connect(host.url, TOKENS[Role.ADMIN]) as cluster,
+    ):
+        submitted = await cluster.submit(["true"])
+        (task,) = submitted.ids()
+        await runner.run(await runner.start())
+        logs = asyncio.create_task(read(cluster, task, tail_lines=7, sources=["stderr"]))
+        order = await stream_order(runner)
+        assert (order.attempt, order.logs) == (
+            1,
+            OpenLogs(task=task, sources=(Source.STDERR,), tail_lines=7),
+        )
+        chunks = [LogChunk(Source.STDERR, at, bytes([at % 256]) * MAX_CHUNK) for at in range(0, 3 * MAX_CHUNK, MAX_CHUNK)]
+        end = LogEnd(0, 3 * MAX_CHUNK, dropped=5)
+        async with runner.dial_back(order) as socket:
+            await send(socket, *chunks, end)
+        assert await logs == [*chunks, end]
+
+
+async def test_who_follows_a_waiting_task_gets_its_output_once_it_has_a_node(
+    host: RunningHost,
+) -> None:
+    async with await host.connect() as admin:
+        task = await submit(admin)
+        async with reading(admin, task) as at_once:
+            assert await items_of(at_once) == [LogEnd(0, 0)]
+        async with reading(admin, task, follow=True) as data, linked_runner(host) as runner:
+            launch = await runner.start()
+            assert launch.task == task
+            order = await stream_order(runner)
+            async with runner.dial_back(order) as socket:
+                await send(socket, LogChunk(Source.STDOUT, 0, b"hello"), LogEnd(5, 0))
+            assert await items_of(data) == [LogChunk(Source.STDOUT, 0, b"hello"), LogEnd(5, 0)]
+
+
+async def test_a_task_that_never_ran_has_no_output_for_those_who_followed_it(
+    host: RunningHost,
+) -> None:
+    async with await host.connect() as admin:
+        task = await submit(admin)
+        async with reading(admin, task, follow=True) as data:
+            await admin.call(TASK_KILL, SteerTasks(tasks=(task,)))
+            assert await asyncio.wait_for(items_of(data), 5) == [LogEnd(0, 0)]
+
+
+async def test_a_node_that_is_away_and_a_runner_that_does_not_dial_are_told(
+    host: RunningHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "_DIAL_BACK_S", 0.1)
+    async with await host.connect() as admin:
+        async with linked_runner(host) as runner:
+            task = await submit(admin)
+            await runner.run(await runner.start())
+            async with reading(admin, task) as data:
+                (end,) = await items_of(data)
+                assert end.error[0] == "unavailable"
+                assert "node n1 did not open the stream" in end.error[1]
+            late = await stream_order(runner)
+            with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+                async with runner.dial_back(late):
+                    pass
+            assert caught.value.status == 404
+        async with asyncio.timeout(5):
+            text = ""
+            while "is away" not in text:
+                async with reading(admin, task) as data:
+                    (end,) = await items_of(data)
+                    code, text = end.error
+        assert (code, f"the output of task {task}" in text) == ("unavailable", True)
+
+
+async def test_a_stream_is_its_own_runners(host: RunningHost) -> None:
+    async with await host.connect() as admin, linked_runner(host, "n2") as other:
+        async with linked_runner(host, "n1") as runner:
+            task = await submit(admin)
+            placed = await admin.call(TASK_SHOW, OneTask(task))
+            holder, stranger = (runner, "n2") if placed.task.node == "n1" else (other, "n1")
+            await holder.start()
+            async with reading(admin, task) as data:
+                order = await stream_order(holder)
+                for credential, status in [
+                    (a_credential(stranger), 404),
+                    (a_credential("nobody"), 401),
+                    (TOKENS[Role.ADMIN], 401),
+                ]:
+                    with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+                        async with holder.dial_back(order, credential):
+                            pass
+                    assert caught.value.status == status
+                async with holder.dial_back(order) as socket:
+                    await send(socket, LogEnd(0, 0))
+                assert await items_of(data) == [LogEnd(0, 0)]
+
+
+async def test_a_reader_that_stalls_holds_back_its_own_runner_and_nobody_else(
+    host: RunningHost,
+) -> None:
+    chunk = encode(LogChunk(Source.STDOUT, 0, b"x" * MAX_CHUNK))
+    async with await host.connect() as admin, linked_runner(host) as runner:
+        task = await submit(admin)
+        await runner.run(await runner.start())
+        async with reading(admin, task) as stalled:
+            order = await stream_order(runner)
+            async with runner.dial_back(order) as socket:
+                sent = 0
+                with pytest.raises(TimeoutError):
+                    while sent < 4000:  # 250 MiB
+                        await asyncio.wait_for(socket.send_bytes(chunk), 0.5)
+                        sent += 1
+                assert sent < 1000, "the host piles up what nobody reads"
+                await runner.beat()
+                async with reading(admin, task) as other:
+                    another = await stream_order(runner)
+                    async with runner.dial_back(another) as free:
+                        await send(free, LogEnd(1, 1))
+                    assert await items_of(other) == [LogEnd(1, 1)]
+
+                async def finish() -> None:
+                    await socket.send_bytes(chunk)
+                    await send(socket, LogEnd(2, 2))
+
+                finishing = asyncio.create_task(finish())
+                received = [await anext(stalled) for _ in range(sent)]
+                assert set(received) == {chunk}
+                # The send that was given up may have left whole, or not at all.
+                rest = [decode_value(message, LOG_ITEM, "m") async for message in stalled]
+                await finishing
+                assert rest[-1] == LogEnd(2, 2)
+
+
+async def test_a_reader_that_goes_away_ends_the_runners_side(host: RunningHost) -> None:
+    async with await host.connect() as admin, linked_runner(host) as runner:
+        task = await submit(admin)
+        await runner.run(await runner.start())
+        async with reading(admin, task, follow=True):
+            order = await stream_order(runner)
+            dialling = runner.dial_back(order)
+            socket = await dialling.__aenter__()
+            await send(socket, LogChunk(Source.STDOUT, 0, b"hello"))
+        closing = await asyncio.wait_for(socket.receive(), 5)
+        assert closing.type is aiohttp.WSMsgType.CLOSE
+        await dialling.__aexit__(None, None, None)
+
+
+@pytest.mark.parametrize("ending", ["break", "text", "too large"])
+async def test_a_runners_side_that_breaks_off_ends_the_readers(
+    host: RunningHost, ending: str
+) -> None:
+    async with await host.connect() as admin, linked_runner(host) as runner:
+        task = await submit(admin)
+        await runner.run(await runner.start())
+        async with reading(admin, task) as data:
+            order = await stream_order(runner)
+            async with runner.dial_back(order) as socket:
+                await send(socket, LogChunk(Source.STDOUT, 0, b"hello"))
+                assert await anext(data)
+                if ending == "text":
+                    await socket.send_str("garbage")
+                elif ending == "too large":
+                    await socket.send_bytes(b"x" * (MAX_CHUNK + 1000))
+                else:
+                    await socket.close()
+                # Without the word that all was sent: the reader knows to come again.
+                assert await asyncio.wait_for(items_of(data), 5) == []
+
+
+async def test_a_ticket_opens_one_connection_in_its_time(
+    host: RunningHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await host.connect() as admin:
+        task = await submit(admin)
+
+        async def make() -> Ticket:
+            return await admin.call(TASK_LOGS, OpenLogs(task=task))
+
+        ticket = await make()
+        async with await admin.open_data(ticket.path, ticket.ticket) as data:
+            assert await items_of(data) == [LogEnd(0, 0)]
+        monkeypatch.setattr(relay, "_TICKET_S", 0.0)
+        expired = await make()
+        monkeypatch.setattr(relay, "_TICKET_S", 60.0)
+        for text in (ticket.ticket, expired.ticket, "0" * 64, TOKENS[Role.ADMIN]):
+            with pytest.raises(Unauthenticated):
+                await admin.open_data(ticket.path, text)
+        monkeypatch.setattr(relay, "_MOST_TICKETS", 2)
+        await make()
+        await make()
+        with pytest.raises(Unavailable, match="too many data connections"):
+            await make()
+
+
+async def test_tickets_are_for_those_who_may_see_the_output(host: RunningHost) -> None:
+    async with (
+        await host.connect(Role.ADMIN) as admin,
+        await host.connect(Role.USER) as user,
+        await host.connect(Role.VIEWER) as viewer,
+    ):
+        task = await submit(admin)
+        with pytest.raises(Forbidden, match="belongs to somebody else"):
+            await user.call(TASK_LOGS, OpenLogs(task=task))
+        with pytest.raises(Forbidden, match="needs role user"):
+            await viewer.call(TASK_LOGS, OpenLogs(task=task))
+        with pytest.raises(NotFound, match="has no attempt 1"):
+            await admin.call(TASK_LOGS, OpenLogs(task=task, attempt=1))
+        with pytest.raises(NotFound, match="there is no task 5"):
+            await admin.call(TASK_LOGS, OpenLogs(task=TaskId(5)))
+
+
+async def test_both_sides_are_told_when_the_host_stops(host: RunningHost) -> None:
+    async with await host.connect() as admin, linked_runner(host) as runner:
+        task = await submit(admin)
+        await runner.run(await runner.start())
+        async with reading(admin, task, follow=True) as data:
+            order = await stream_order(runner)
+            async with runner.dial_back(order) as socket:
+                await send(socket, LogChunk(Source.STDOUT, 0, b"hello"))
+                assert await anext(data)
+                await host.stop()
+                with pytest.raises(Unavailable):
+                    await anext(data)
+                closing = await asyncio.wait_for(socket.receive(), 5)
+                assert closing.type is aiohttp.WSMsgType.CLOSE
+                assert closing.data == CloseCode.GOING_AWAY
+
+
+async def test_an_order_to_open_a_stream_does_not_overtake_the_order_to_launch(
+    host: RunningHost,
+) -> None:
+    async with (
+        linked_runner(host) as runner,
+        connect(host.url, TOKENS[Role.ADMIN]) as cluster,
+    ):
+        for _ in range(20):
+            submitted = await cluster.submit(["true"])
+            (task,) = submitted.ids()
+            logs = asyncio.create_task(read(cluster, task, follow=True))
+            launch = await runner.start()
+            async with runner.dial_back(await stream_order(runner)) as socket:
+                await send(socket, LogEnd(0, 0))
+            assert await logs == [LogEnd(0, 0)]
+            await runner.end(launch)
