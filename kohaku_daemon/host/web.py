@@ -15,6 +15,7 @@ from typing import Final, cast
 
 from aiohttp import web
 
+from kohaku_daemon.core.access.tokens import TokenKind, is_token
 from kohaku_daemon.host.clients import ClientDoor
 from kohaku_daemon.host.gate import bearer
 from kohaku_daemon.host.guard import Census, GuardedConnection
@@ -149,8 +150,10 @@ class _Routes:
             raise
 
     def _is_known(self, request: web.Request) -> bool:
-        actor = self._parts.gate.actor(_token(request), request.remote or "")
-        return actor.role.reaches(Role.VIEWER)
+        token = _token(request)
+        if is_token(TokenKind.RUNNER, token):
+            return bool(self._parts.gate.node(token))
+        return self._parts.gate.actor(token, request.remote or "").role.reaches(Role.VIEWER)
 
     def _control(self, request: web.Request, responder: Responder, door: Door) -> Served:
         return Served(request, responder, door=door, keep_alive_s=self._parts.config.keep_alive_s)

@@ -32,6 +32,8 @@ class Gpus:
         self._nvml: Any = None
         #: NVML's handles of every GPU ever seen, by UUID; None for one to be asked for again.
         self._handles: dict[str, Any] = {}
+        #: Why there is no library, as told last.
+        self._absent = ""
 
     def inventory(self) -> tuple[Gpu, ...]:
         """Look which GPUs are there now. One that does not answer is left out."""
@@ -73,8 +75,10 @@ class Gpus:
         try:
             nvml.nvmlInit()
         except nvml.NVMLError as error:
-            # The usual case on a machine without GPUs; worth a line, not a warning.
-            _log.info("no NVIDIA GPUs: %s", error)
+            # The usual case on a machine without GPUs; worth a line, once, and no warning.
+            if str(error) != self._absent:
+                self._absent = str(error)
+                _log.info("no NVIDIA GPUs: %s", error)
             return False
         self._nvml = nvml
         return True

@@ -125,7 +125,7 @@ class Backlog:
                 site, claim = found
                 heapq.heappop(lane.line)
                 del self._waiting[task]
-                lane.keep = None
+                lane.keep, lane.blocked_at = None, -1
                 return Placement(task, site.name, claim)
             kept = choose_held(request, candidates(request, sites), held, lane.keep)
             lane.keep = kept.name if kept is not None else None

@@ -195,6 +195,7 @@ async def test_a_reader_that_stalls_holds_back_its_own_runner_and_nobody_else(
                 async def finish() -> None:
                     await socket.send_bytes(chunk)
                     await send(socket, LogEnd(2, 2))
+                    await socket.close()
 
                 finishing = asyncio.create_task(finish())
                 received = [await anext(stalled) for _ in range(sent)]
