@@ -26,6 +26,7 @@ NamedBatch = Annotated[BatchId, Meta(ge=0, le=2**63 - 1)]
 
 #: A DNS label without capitals, so that a node's name can be part of a host name.
 _NODE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_ID: Final = re.compile(r"[0-9]{1,19}")
 _LARGEST: Final = 2**63 - 1
 
 
@@ -35,7 +36,7 @@ def parse_id(text: str) -> int:
     Raises:
         BadRequest: The text is no id.
     """
-    if not (text.isascii() and text.isdigit()) or not 0 < int(text) <= _LARGEST:
+    if not _ID.fullmatch(text) or not 0 < int(text) <= _LARGEST:
         raise BadRequest(
             f"{text!r} is not a task or batch id",
             hint="ids are whole numbers; see them with: kohaku task list",

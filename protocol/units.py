@@ -11,14 +11,16 @@ from typing import Final
 
 from protocol.errors import BadRequest
 
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
+#: Fifteen digits are more than any machine has, and few enough to be a float.
+_NUMBER: Final = r"([0-9]{1,15}(?:\.[0-9]{1,15})?)"
+_SIZE: Final = re.compile(_NUMBER + r"\s*([KMGT]i?)?B?", re.IGNORECASE)
 _FACTORS: Final = {
     "": 1,
     "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
     "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40,
 }  # fmt: skip
-_DURATION: Final = re.compile(r"(?:\d+(?:\.\d+)?[smhd])+")
-_DURATION_PART: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_DURATION: Final = re.compile(f"(?:{_NUMBER}[smhd])+")
+_DURATION_PART: Final = re.compile(_NUMBER + "([smhd])")
 _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -43,7 +45,7 @@ def render_size(count: float) -> str:
         if abs(count) < 1024:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.3g} {unit}"
         count /= 1024
-    return f"{count:.3g} TiB"
+    return f"{count:.0f} TiB" if count >= 100 else f"{count:.3g} TiB"
 
 
 def parse_duration(text: str) -> float:
@@ -53,7 +55,7 @@ def parse_duration(text: str) -> float:
         BadRequest: It is no duration.
     """
     text = text.strip().lower()
-    if re.fullmatch(r"\d+(?:\.\d+)?", text):
+    if re.fullmatch(_NUMBER, text):
         return float(text)
     if not _DURATION.fullmatch(text):
         raise BadRequest(f"{text!r} is not a duration", hint="write 90, 90s, 15m, 2h, 1h30m or 1d")

@@ -52,7 +52,10 @@ class Backend(Protocol):
         """Let go of everything. Launches go on."""
 
     def plan(self, launch: Launch) -> Handle:
-        """Make the handle of a launch that does not exist yet. Pure; it goes to the vault first."""
+        """Make a handle, a new one at each call, of a launch that does not exist yet.
+
+        Touches nothing: the handle goes to the vault first.
+        """
 
     async def start(self, launch: Launch, handle: Handle, folders: TaskFolders) -> Started:
         """Start a launch.

@@ -179,7 +179,8 @@ class MockBackend:
 
     def plan(self, launch: Launch) -> Handle:
         """Make the handle of a launch that does not exist yet."""
-        data: dict[str, str | int] = {"task": launch.task, "key": launch.key}
+        key = f"{launch.key}-{secrets.token_hex(4)}"
+        data: dict[str, str | int] = {"task": launch.task, "key": key}
         return Handle(backend=self.name, data={**data, "world": self._world.name})
 
     async def start(self, launch: Launch, handle: Handle, folders: TaskFolders) -> Started:

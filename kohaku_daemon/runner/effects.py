@@ -178,6 +178,8 @@ class Effects:
         fresh = None
         if finding.found is Found.NEVER_STARTED:
             fresh = self._plan_again(launch, handle)
+            if (backend := self._backends.get(handle.backend)) is not None:
+                await _drop_plan(backend, handle)
         self._post(LaunchFound(launch.key, finding, fresh))
 
     def _plan_again(self, launch: Launch, handle: Handle) -> Handle | None:
@@ -261,6 +263,14 @@ class Effects:
             _log.warning("cannot remove what is left: %s", error, extra={"launch": key})
         except Exception as error:
             _explain(error, "removing", key)
+
+
+async def _drop_plan(backend: Backend, handle: Handle) -> None:
+    """Remove what the backend keeps of a launch that never began, so that nothing piles up."""
+    try:
+        await backend.remove(handle)
+    except KohakuError as error:
+        _log.warning("cannot remove a plan that was given up: %s", error)
 
 
 def _unknowable(backend: str) -> Finding:

@@ -22,8 +22,10 @@ What is promised where:
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -102,6 +104,9 @@ class ProcessBackend:
         """
         self._root = state_root
         self._node = node
+        # Of this runner alone: another cluster on the machine may have a node of the same name.
+        place = hashlib.sha256(os.fsencode(state_root.absolute())).hexdigest()
+        self._site_name = f"{node}-{place[:8]}"
         self._settings = settings or ProcessSettings()
         self._clock = clock or SystemClock()
         self._hidden = (state_root, *hidden)
@@ -126,9 +131,10 @@ class ProcessBackend:
         """Make ready, and find out by trials what this machine allows."""
         try:
             # Tasks may pass through it, as the trial does, but list nothing.
-            self._root.mkdir(mode=0o711, parents=True, exist_ok=True)
+            self._root.mkdir(parents=True, exist_ok=True)
+            self._root.chmod(0o711)
             self._boot = tree.read_boot_id()
-            site = await asyncio.to_thread(find_site, self._settings.cgroup_root, self._node)
+            site = await asyncio.to_thread(find_site, self._settings.cgroup_root, self._site_name)
             self._site = site
             hoped = Means(namespaces=True, site=site, users=find_users(self._settings))
             planner = Planner(self._node, self._hidden, self._settings, hoped, self._boot)
@@ -164,7 +170,14 @@ class ProcessBackend:
         """Make the handle of a launch that does not exist yet."""
         return Handle(
             backend=self.name,
-            data={"task": launch.task, "attempt": launch.attempt, "boot": self._boot},
+            data={
+                "task": launch.task,
+                "attempt": launch.attempt,
+                "boot": self._boot,
+                # A launch that was given up before it began may be planned again: the late
+                # start of the first plan must not find the folder of the second.
+                "plan": secrets.token_hex(4),
+            },
         )
 
     async def start(self, launch: Launch, handle: Handle, folders: TaskFolders) -> Started:
@@ -179,7 +192,7 @@ class ProcessBackend:
         plan = self._planner.plan(launch, folder, folders)
         try:
             if self._site is not None and not self._site.is_ready():
-                await asyncio.to_thread(find_site, self._settings.cgroup_root, self._node)
+                await asyncio.to_thread(find_site, self._settings.cgroup_root, self._site_name)
             folder.mkdir(mode=0o700, exist_ok=True)
             kind, text = await self._link.launch(plan)
         except OSError as error:
@@ -424,7 +437,8 @@ class ProcessBackend:
 
 def _name(handle: Handle) -> str:
     try:
-        return f"{int(handle.data['task'])}-{int(handle.data['attempt'])}"
+        task, attempt = int(handle.data["task"]), int(handle.data["attempt"])
+        return f"{task}-{attempt}-{int(str(handle.data['plan']), 16):08x}"
     except (KeyError, ValueError) as error:
         raise BackendFailed(f"this is no handle of the process backend: {handle.data}") from error
 

@@ -5,7 +5,7 @@ how a claim becomes files to write. Every path hangs below a root folder, so tes
 of their own.
 Does not know: any one launch's life (``group``).
 
-Groups are named ``kohaku/NODE/KEY``. With v2 and without delegation they lie below the root;
+Groups are named ``kohaku/SITE/KEY``. With v2 and without delegation they lie below the root;
 with systemd's ``Delegate=yes`` below the service's own group, whose processes must then move
 into a leaf, because a v2 group with limits on its children may hold no processes itself
 (cgroup-v2.rst, "No Internal Process Constraint").
@@ -33,7 +33,7 @@ _LEAF: Final = "kohaku-daemons"
 
 @dataclass(frozen=True, slots=True)
 class GroupSite:
-    """Where groups are made: a prepared folder ``kohaku/NODE`` for each controller."""
+    """Where groups are made: a prepared folder ``kohaku/SITE`` for each controller."""
 
     #: Controller, or ``unified`` for cgroup v2, to the folder that groups are made in.
     parents: dict[str, Path]

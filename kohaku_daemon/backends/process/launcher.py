@@ -65,8 +65,13 @@ class Launcher:
 
     def _launch(self, line: bytes) -> None:
         number, plan = json.loads(line)
-        read, write = os.pipe()
-        if os.fork() == 0:
+        try:
+            read, write = os.pipe()
+            pid = os.fork()
+        except OSError as error:  # no more processes or descriptors are to be had
+            self._answer(number, shim.FAILED, f"cannot start a shim: {error.strerror}")
+            return
+        if pid == 0:
             try:
                 shim.keep(plan, write)
             except BaseException:
@@ -83,8 +88,10 @@ class Launcher:
         kind, text = json.loads(answer) if answer else (VANISHED, "")
         self._poll.unregister(descriptor)
         os.close(descriptor)
-        line = json.dumps([self._waiting.pop(descriptor), kind, text]) + "\n"
-        self._runner.sendall(line.encode())
+        self._answer(self._waiting.pop(descriptor), kind, text)
+
+    def _answer(self, number: int, kind: str, text: str) -> None:
+        self._runner.sendall((json.dumps([number, kind, text]) + "\n").encode())
 
 
 def _reap() -> None:

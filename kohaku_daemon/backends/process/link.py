@@ -30,7 +30,7 @@ _BOOT: Final = (
 _TRIES: Final = 3
 #: Seconds after which a launcher without an answer is replaced: far longer than a start takes
 #: on a busy machine with its programs on a slow share.
-_ANSWER_S: Final = 120.0
+ANSWER_S: Final = 120.0
 #: Seconds a launcher may take to end when told to.
 _END_S: Final = 5.0
 
@@ -129,7 +129,7 @@ class _Running:
         except ConnectionError:
             self._give_up()
         try:
-            async with asyncio.timeout(_ANSWER_S):
+            async with asyncio.timeout(ANSWER_S):
                 return await answer
         except TimeoutError:
             # Whatever holds it, another launcher will find the launch taken, or take it.

@@ -188,6 +188,8 @@ def _drop_rights(uid: int) -> None:
 
 
 def _execute(argv: list[str], env: Mapping[str, str]) -> None:
+    if not argv:
+        raise StepFailed("the command is empty")
     name = argv[0]
     try:
         os.execvpe(name, argv, env)

@@ -16,6 +16,7 @@ Standard library only.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -55,6 +56,12 @@ def keep(plan: LaunchPlan, answer: int) -> None:
     me = os.pidfd_open(os.getpid())
     try:
         init = _start_init(plan, me)
+    except OSError as error:
+        # ENOSPC here is the kernel's word for a limit in /proc/sys/user.
+        why = "their number is limited" if error.errno == errno.ENOSPC else error.strerror
+        _say(answer, FAILED, f"cannot make namespaces: {why}")
+        return
+    try:
         keeper = _describe(plan, init)
         taken = record.take(plan["folder"], keeper)
     except FileNotFoundError:
@@ -89,13 +96,15 @@ def _run(plan: LaunchPlan, keeper: Keeper, me: int, answer: int) -> None:
     program, reason = 0, _prepare(plan, group)
     if not reason:
         program, reason = _start_program(plan, me)
-    if reason:
-        record.write_ending(plan["folder"], Ending(0, _now(), error=reason))
-        _say(answer, FAILED, reason)
-    else:
-        _say(answer, STARTED)
-        record.write_ending(plan["folder"], _wait(program, group))
-    _sweep(group, keeper.init)
+    try:
+        if reason:
+            record.write_ending(plan["folder"], Ending(0, _now(), error=reason))
+            _say(answer, FAILED, reason)
+        else:
+            _say(answer, STARTED)
+            record.write_ending(plan["folder"], _wait(program, group))
+    finally:
+        _sweep(group, keeper.init)
 
 
 def _start_init(plan: LaunchPlan, me: int) -> int:
@@ -148,14 +157,20 @@ def _prepare(plan: LaunchPlan, group: Group) -> str:
 
 def _start_program(plan: LaunchPlan, me: int) -> tuple[int, str]:
     """Start the program; give its pid, and why it failed if it did."""
-    read, write = os.pipe()  # both close on exec: its end of file means "it runs"
-    pid = os.fork()
+    try:
+        read, write = os.pipe()  # both close on exec: its end of file means "it runs"
+        pid = os.fork()
+    except OSError as error:
+        return 0, f"cannot start a process: {error.strerror}"
     if pid == 0:
         try:
             os.close(read)
             sandbox.become(plan, me)
         except sandbox.StepFailed as error:
             os.write(write, str(error).encode("utf-8", "replace"))
+        except BaseException as error:
+            # A bug of ours. Silence would mean "it runs".
+            os.write(write, f"cannot start: {error!r}".encode("utf-8", "replace"))
         finally:
             os._exit(127)
     os.close(write)

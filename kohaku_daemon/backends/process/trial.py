@@ -82,7 +82,9 @@ async def _try(planner: Planner, root: Path, run: RunPlan) -> str:
     )
     try:
         shutil.rmtree(folder, ignore_errors=True)  # of a killed runner that had our pid
-        folder.mkdir(mode=0o711)
+        folder.mkdir()
+        # Whatever the umask says: the trial's own user passes through it.
+        folder.chmod(0o711)
         folders.scratch.mkdir()
         kind, text = await run(planner.plan(launch, folder, folders))
         if kind != STARTED:

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 _RANDOM_BYTES: Final = 32
+_HEXADECIMAL: Final = frozenset("0123456789abcdef")
 
 
 class TokenKind(StrEnum):
@@ -34,8 +35,7 @@ def is_token(kind: TokenKind, text: str) -> bool:
     return (
         text.startswith(kind)
         and len(text) == len(kind) + 2 * _RANDOM_BYTES
-        and text.isascii()
-        and text[len(kind) :].isalnum()
+        and _HEXADECIMAL.issuperset(text[len(kind) :])
     )
 
 

@@ -77,6 +77,12 @@ _REPORTED: Final[Mapping[AttemptState, TaskEvent]] = {
     AttemptState.RUNNING: TaskEvent.STARTED,
     AttemptState.PAUSED: TaskEvent.PAUSED,
 }
+#: What history says of a step that the runner has nothing to add to.
+_SAID: Final[Mapping[AttemptState, str]] = {
+    AttemptState.ACCEPTED: "the runner has the order",
+    AttemptState.RUNNING: "runs",
+    AttemptState.PAUSED: "held still",
+}
 _LONGEST_JOIN_TOKEN_S: Final = 30 * 86400.0
 
 
@@ -444,7 +450,7 @@ class ClusterEngine:
             return
         if report.started_at and not task.started_at:
             task.started_at = self._plausible(report.started_at)
-        self._move(task, after, report.note)
+        self._move(task, after, report.note or _SAID[report.state])
         if back:
             self._tell("task.back", f"task {task.id} is {after} on {node.name}", task=task)
 

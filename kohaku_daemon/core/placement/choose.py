@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from kohaku_daemon.core.placement.books import Books, gpus_in_order, has_room
 from kohaku_daemon.core.placement.request import Request
-from protocol.models.node import Gpu
+from protocol.models.node import BackendInfo, Gpu
 from protocol.models.task import Claim
 from protocol.units import render_size
 
@@ -21,17 +21,25 @@ def unsuitable(request: Request, books: Books, labels: Mapping[str, str]) -> lis
         for key, value in request.labels
         if labels.get(key) != value
     ]
-    backend = request.backend or books.inventory.default_backend
-    known = {info.name: info for info in books.inventory.backends}
-    if backend not in known:
-        reasons.append(f"backend {backend or 'of any kind'} is not on this node")
-    elif not known[backend].healthy:
-        reasons.append(f"backend {backend} cannot start tasks: {known[backend].message}")
+    if _backend(request, books) is None:
+        name = request.backend or books.inventory.default_backend or "of any kind"
+        reasons.append(f"backend {name} is not on this node")
     return reasons
 
 
-def shortages(request: Request, books: Books) -> list[str]:
-    """Say what of the request is not free in these books; empty if all is."""
+def ailment(request: Request, books: Books) -> str:
+    """Say why the backend that the request needs cannot start tasks at present; empty if it can."""
+    backend = _backend(request, books)
+    if backend is None or backend.healthy:
+        return ""
+    return f"backend {backend.name} cannot start tasks: {backend.message}"
+
+
+def shortages(request: Request, books: Books, *, of_all: bool = False) -> list[str]:
+    """Say what of the request is not free in these books; empty if all is.
+
+    ``of_all`` words it for books that nobody uses: the node has no more than that.
+    """
     inventory = books.inventory
     reasons = []
     if request.numa is not None and request.numa not in books.free_numa_memory:
@@ -40,14 +48,14 @@ def shortages(request: Request, books: Books) -> list[str]:
         where = f" of NUMA node {request.numa}" if request.numa is not None else ""
         total = len(_all_cores(request, books))
         free = len(_free_cores(request, books))
-        reasons.append(f"{_count(request.cores, 'core')} wanted, {free} of {total} free{where}")
+        left = f"the node has {total}" if of_all else f"{free} of {total} free"
+        reasons.append(f"{_count(request.cores, 'core')} wanted, {left}{where}")
     free_memory = _free_memory(request, books)
     if not has_room(request.memory, free_memory):
-        reasons.append(
-            f"{render_size(request.memory)} memory wanted, "
-            f"{render_size(max(free_memory, 0))} of {render_size(inventory.memory)} free"
-        )
-    reasons += _gpu_shortages(request, books)
+        free_size, total_size = map(render_size, (max(free_memory, 0), inventory.memory))
+        left = f"the node has {free_size}" if of_all else f"{free_size} of {total_size} free"
+        reasons.append(f"{render_size(request.memory)} memory wanted, {left}")
+    reasons += _gpu_shortages(request, books, of_all=of_all)
     if len(books.claims) >= inventory.max_tasks:
         reasons.append(f"{len(books.claims)} tasks are there already, the node's limit")
     return reasons
@@ -150,7 +158,12 @@ def _usable_gpus(request: Request, books: Books) -> list[Gpu]:
     return free
 
 
-def _gpu_shortages(request: Request, books: Books) -> list[str]:
+def _backend(request: Request, books: Books) -> BackendInfo | None:
+    name = request.backend or books.inventory.default_backend
+    return next((info for info in books.inventory.backends if info.name == name), None)
+
+
+def _gpu_shortages(request: Request, books: Books, *, of_all: bool) -> list[str]:
     gpus = books.inventory.gpus
     if request.gpu_indices:
         return [
@@ -164,7 +177,8 @@ def _gpu_shortages(request: Request, books: Books) -> list[str]:
     if not gpus:
         return [f"{_count(request.gpus, 'GPU')} wanted, the node has none"]
     out = f", {len(books.faults)} out of service" if books.faults else ""
-    return [f"{_count(request.gpus, 'GPU')} wanted, {free} of {len(gpus)} free{out}"]
+    left = f"the node has {len(gpus)}" if of_all else f"{free} of {len(gpus)} free{out}"
+    return [f"{_count(request.gpus, 'GPU')} wanted, {left}"]
 
 
 def _gpu_trouble(index: int, books: Books) -> str | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from kohaku_daemon.core.placement.books import Books
 from kohaku_daemon.core.placement.choose import (
+    ailment,
     choose_claim,
     fits,
     missing,
@@ -45,6 +46,7 @@ def place(
         and site.name not in held
         and fits(request, site.books)
         and not unsuitable(request, site.books, site.labels)
+        and not ailment(request, site.books)
     ]
     if not open_sites:
         return None
@@ -71,6 +73,7 @@ def choose_held(
         if not site.closed
         and site.name not in held
         and not unsuitable(request, site.books, site.labels)
+        and not ailment(request, site.books)
         and fits(request, site.books.idle())
     ]
     return min(
@@ -94,12 +97,16 @@ def verdict(request: Request, site: Site, held_for: str = "") -> NodeVerdict:
         reason = f"the task wants node {request.node}"
         return NodeVerdict(site.name, fits_now=False, could_ever=False, reasons=(reason,))
     never = unsuitable(request, site.books, site.labels)
-    idle = shortages(request, site.books.emptied())
-    now = shortages(request, site.books)
-    reasons = [*never, *([site.closed] if site.closed else []), *(now or idle)]
+    never += shortages(request, site.books.emptied(), of_all=True)
+    passing = [site.closed, ailment(request, site.books)]
+    if not never:
+        passing += shortages(request, site.books)
+    reasons = [*never, *filter(None, passing)]
     if not reasons and held_for:
         reasons = [held_for]
-    return NodeVerdict(site.name, not reasons, not never and not idle, tuple(reasons))
+    return NodeVerdict(
+        site.name, fits_now=not reasons, could_ever=not never, reasons=tuple(reasons)
+    )
 
 
 def _rank(request: Request, site: Site) -> tuple[int, float, str]:

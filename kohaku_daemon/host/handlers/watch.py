@@ -78,7 +78,6 @@ async def watch(call: Call, params: Watch, sink: ItemSink) -> WatchEnded:
 
 async def _start_over(parts: Parts, interest: _Interest, sink: ItemSink) -> int:
     """Send what is there; give the place from where changes follow."""
-    await parts.loop.settled()
     place = parts.hub.revision
     await sink.send(Update(start=True))
     for page in _snapshot(parts, interest):

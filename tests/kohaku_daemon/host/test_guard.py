@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 from kohaku_daemon.host import guard
-from protocol.messages.hello import WhoAmI
-from protocol.methods import WHOAMI
 from tests.support.host import RunningHost, running_host
 
 Pipe = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -61,16 +59,22 @@ async def test_a_header_in_small_pieces_is_in_time_and_has_no_deadline_after_it(
     host: RunningHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guard, "HEADER_DEADLINE_S", 0.5)
-    async with await host.connect() as client:
-        reader, writer = await open_pipe(host)
-        for byte in b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n":
-            writer.write(bytes([byte]))
-            await writer.drain()
-        answer = await asyncio.wait_for(reader.read(), 5)
-        writer.close()
-        assert answer.startswith(b"HTTP/1.1 200 OK")
-        await asyncio.sleep(0.6)
-        assert (await client.call(WHOAMI, WhoAmI())).user == "admin"
+    reader, writer = await open_pipe(host)
+    header = (
+        b"GET /v1/ws HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    for byte in header[:-4]:
+        writer.write(bytes([byte]))
+    for byte in header[-4:]:
+        await writer.drain()
+        await asyncio.sleep(0.01)  # so that the end of the header arrives in pieces
+        writer.write(bytes([byte]))
+    answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    assert answer.startswith(b"HTTP/1.1 101 ")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(reader.read(1), 0.7)  # it is not closed
+    writer.close()
 
 
 async def test_one_address_holds_so_many_connections_and_may_have_another_after_one_ends(

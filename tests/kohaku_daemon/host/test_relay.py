@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import secrets
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,7 +22,7 @@ from protocol.ids import TaskId
 from protocol.messages.runner import OrderStream
 from protocol.messages.stream import LogChunk, LogEnd, LogItem, OpenLogs, Source, Ticket
 from protocol.messages.task import OneTask, SteerTasks, SubmitTask
-from protocol.methods import TASK_KILL, TASK_LOGS, TASK_SHOW, TASK_SUBMIT
+from protocol.methods import TASK_EXPLAIN, TASK_KILL, TASK_LOGS, TASK_SHOW, TASK_SUBMIT
 from protocol.models.access import Role
 from protocol.models.task import TaskSpec
 from protocol.session import CloseCode
@@ -37,8 +39,9 @@ LOG_ITEM: Any = LogItem
 encode = msgspec.msgpack.Encoder().encode
 
 
-async def submit(connection: Connection) -> TaskId:
-    request = SubmitTask(request_id="request-1", spec=TaskSpec(command=("true",)))
+async def submit(connection: Connection, **spec: Any) -> TaskId:
+    wanted = TaskSpec(**{"command": ("true",), **spec})
+    request = SubmitTask(request_id=secrets.token_hex(8), spec=wanted)
     (task,) = (await connection.call(TASK_SUBMIT, request)).ids()
     return task
 
@@ -61,6 +64,16 @@ async def items_of(data: DataStream) -> list[Any]:
 
 async def read(cluster: Cluster, task: TaskId, **how: Any) -> list[LogChunk | LogEnd]:
     return [item async for item in cluster.logs(task, **how)]
+
+
+async def send_until_blocked(socket: Socket, message: bytes) -> int:
+    """Send until nobody takes more; give how many were taken before the one that was not."""
+    for sent in range(4000):  # 250 MiB
+        try:
+            await asyncio.wait_for(socket.send_bytes(message), 0.5)
+        except TimeoutError:
+            return sent
+    return 4000
 
 
 @asynccontextmanager
@@ -87,7 +100,10 @@ async def test_output_flows_from_the_runner_that_dialled_back_to_the_reader(
             1,
             OpenLogs(task=task, sources=(Source.STDERR,), tail_lines=7),
         )
-        chunks = [LogChunk(Source.STDERR, at, bytes([at % 256]) * MAX_CHUNK) for at in range(0, 3 * MAX_CHUNK, MAX_CHUNK)]
+        chunks = [
+            LogChunk(Source.STDERR, at, bytes([at % 256]) * MAX_CHUNK)
+            for at in range(0, 3 * MAX_CHUNK, MAX_CHUNK)
+        ]
         end = LogEnd(0, 3 * MAX_CHUNK, dropped=5)
         async with runner.dial_back(order) as socket:
             await send(socket, *chunks, end)
@@ -138,7 +154,7 @@ async def test_a_node_that_is_away_and_a_runner_that_does_not_dial_are_told(
                     pass
             assert caught.value.status == 404
         async with asyncio.timeout(5):
-            text = ""
+            code, text = "", ""
             while "is away" not in text:
                 async with reading(admin, task) as data:
                     (end,) = await items_of(data)
@@ -147,26 +163,32 @@ async def test_a_node_that_is_away_and_a_runner_that_does_not_dial_are_told(
 
 
 async def test_a_stream_is_its_own_runners(host: RunningHost) -> None:
-    async with await host.connect() as admin, linked_runner(host, "n2") as other:
-        async with linked_runner(host, "n1") as runner:
-            task = await submit(admin)
-            placed = await admin.call(TASK_SHOW, OneTask(task))
-            holder, stranger = (runner, "n2") if placed.task.node == "n1" else (other, "n1")
-            await holder.start()
-            async with reading(admin, task) as data:
-                order = await stream_order(holder)
-                for credential, status in [
-                    (a_credential(stranger), 404),
-                    (a_credential("nobody"), 401),
-                    (TOKENS[Role.ADMIN], 401),
-                ]:
-                    with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
-                        async with holder.dial_back(order, credential):
-                            pass
-                    assert caught.value.status == status
-                async with holder.dial_back(order) as socket:
-                    await send(socket, LogEnd(0, 0))
-                assert await items_of(data) == [LogEnd(0, 0)]
+    async with (
+        await host.connect() as admin,
+        linked_runner(host, "n1") as runner,
+        linked_runner(host, "n2") as other,
+    ):
+        task = await submit(admin)
+        placed = await admin.call(TASK_SHOW, OneTask(task))
+        holder, stranger = (runner, "n2") if placed.task.node == "n1" else (other, "n1")
+        await holder.start()
+        async with reading(admin, task) as data:
+            order = await stream_order(holder)
+            for credential, status in [
+                (a_credential(stranger), 404),
+                (a_credential("nobody"), 401),
+                (TOKENS[Role.ADMIN], 401),
+            ]:
+                with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+                    async with holder.dial_back(order, credential):
+                        pass
+                assert caught.value.status == status
+            async with holder.dial_back(order) as socket:
+                with pytest.raises(aiohttp.WSServerHandshakeError):
+                    async with holder.dial_back(order):
+                        pass
+                await send(socket, LogEnd(0, 0))
+            assert await items_of(data) == [LogEnd(0, 0)]
 
 
 async def test_a_reader_that_stalls_holds_back_its_own_runner_and_nobody_else(
@@ -179,11 +201,7 @@ async def test_a_reader_that_stalls_holds_back_its_own_runner_and_nobody_else(
         async with reading(admin, task) as stalled:
             order = await stream_order(runner)
             async with runner.dial_back(order) as socket:
-                sent = 0
-                with pytest.raises(TimeoutError):
-                    while sent < 4000:  # 250 MiB
-                        await asyncio.wait_for(socket.send_bytes(chunk), 0.5)
-                        sent += 1
+                sent = await send_until_blocked(socket, chunk)
                 assert sent < 1000, "the host piles up what nobody reads"
                 await runner.beat()
                 async with reading(admin, task) as other:
@@ -302,18 +320,26 @@ async def test_both_sides_are_told_when_the_host_stops(host: RunningHost) -> Non
 
 
 async def test_an_order_to_open_a_stream_does_not_overtake_the_order_to_launch(
-    host: RunningHost,
+    host: RunningHost, hold_writes: Callable[[], threading.Event]
 ) -> None:
-    async with (
-        linked_runner(host) as runner,
-        connect(host.url, TOKENS[Role.ADMIN]) as cluster,
-    ):
-        for _ in range(20):
-            submitted = await cluster.submit(["true"])
-            (task,) = submitted.ids()
-            logs = asyncio.create_task(read(cluster, task, follow=True))
-            launch = await runner.start()
+    async with await host.connect() as admin, linked_runner(host) as runner:
+        await submit(admin, cores=4)
+        first = await runner.start()
+        waiting = await submit(admin, cores=4)
+        ticket = await admin.call(TASK_LOGS, OpenLogs(task=waiting, follow=True))
+        release = hold_writes()
+        # With its end goes the placing of the other, which is not committed yet.
+        ending = asyncio.create_task(runner.end(first))
+        await runner.beat()
+        async with asyncio.timeout(5):
+            while (await admin.call(TASK_EXPLAIN, OneTask(waiting))).explanation.state == "queued":
+                pass
+        async with await admin.open_data(ticket.path, ticket.ticket) as data:
+            await asyncio.sleep(0.05)
+            assert runner.orders.empty()
+            release.set()
+            await ending
+            assert (await runner.start()).task == waiting
             async with runner.dial_back(await stream_order(runner)) as socket:
                 await send(socket, LogEnd(0, 0))
-            assert await logs == [LogEnd(0, 0)]
-            await runner.end(launch)
+            assert await items_of(data) == [LogEnd(0, 0)]

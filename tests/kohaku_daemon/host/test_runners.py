@@ -16,7 +16,7 @@ from kohaku_daemon.core.access.tokens import token_digest
 from kohaku_daemon.core.cluster.records import JoinTokenRecord, PutDocument
 from kohaku_daemon.host import daemon
 from kohaku_daemon.store.documents import Documents
-from kohaku_daemon.store.tasks import Group, TaskStore
+from kohaku_daemon.store.tasks import TaskStore
 from protocol.errors import BadRequest, Conflict, KohakuError, TooLarge, Unauthenticated
 from protocol.messages.node import OneNode, RemoveNode
 from protocol.messages.runner import AttemptReport, AttemptState, OrderKill, OrderStart, Report
@@ -273,24 +273,6 @@ async def test_what_could_not_be_shown_to_anybody_is_not_taken(host: RunningHost
 
 
 # Orders and reports ---------------------------------------------------------------------
-
-
-@pytest.fixture
-def hold_writes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], threading.Event]:
-    """Hold back the store's next writes until the event that is given is set."""
-    write = TaskStore.write
-
-    def hold() -> threading.Event:
-        release = threading.Event()
-
-        def held(store: TaskStore, group: Group) -> None:
-            assert release.wait(10)
-            write(store, group)
-
-        monkeypatch.setattr(TaskStore, "write", held)
-        return release
-
-    return hold
 
 
 async def test_a_report_is_acknowledged_once_it_is_committed(

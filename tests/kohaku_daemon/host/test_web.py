@@ -70,6 +70,18 @@ async def test_a_stranger_is_told_401_wherever_it_knocks(
                 assert answer.headers["Connection"] == "close", "a plain connection stays open"
 
 
+@pytest.mark.parametrize("header", [b"Ticket \xff", b"Bearer \xff", b"Bearer kht_\xed\xa0\x80"])
+@pytest.mark.parametrize("path", [b"/v1/stream/logs", b"/metrics", b"/v1/runner/stream/1", b"/x"])
+async def test_bytes_that_are_no_text_are_refused_like_any_wrong_token(
+    host: RunningHost, path: bytes, header: bytes
+) -> None:
+    reader, writer = await asyncio.open_connection(*host.authority)
+    writer.write(b"GET %b HTTP/1.1\r\nHost: x\r\nAuthorization: %b\r\n\r\n" % (path, header))
+    answer = await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 401 ")
+
+
 async def test_who_has_a_token_is_told_what_is_wrong(
     host: RunningHost, http: aiohttp.ClientSession
 ) -> None:

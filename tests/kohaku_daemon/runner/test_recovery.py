@@ -29,15 +29,7 @@ def order_again_if_unknown(host: FakeHost, start: OrderStart) -> None:
     ("commit", "after"),
     [
         pytest.param(1, False, id="order-before"),
-        pytest.param(
-            1,
-            True,
-            id="order-after",
-            marks=pytest.mark.xfail(
-                reason="backends plan the same handle again, and it was given up for ever",
-                strict=True,
-            ),
-        ),
+        pytest.param(1, True, id="order-after"),
         pytest.param(2, False, id="end-before"),
         pytest.param(2, True, id="end-after"),
         pytest.param(3, False, id="settled-before"),

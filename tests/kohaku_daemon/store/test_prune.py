@@ -53,9 +53,7 @@ def put_batch(store: TaskStore, number: int, *ends: float) -> list[TaskId]:
 def prune(
     store: TaskStore, *, tasks: float = 0, events: float = 0, audits: float = 0, limit: int = 1000
 ) -> int:
-    return store.prune(
-        tasks_before=tasks, events_before=events, audits_before=audits, limit=limit
-    )
+    return store.prune(tasks_before=tasks, events_before=events, audits_before=audits, limit=limit)
 
 
 def test_tasks_go_by_their_end_and_a_batch_with_its_last_task(store: TaskStore) -> None:
@@ -84,9 +82,7 @@ def test_one_go_deletes_so_many_and_the_oldest_first(store: TaskStore) -> None:
     assert store.batch(BatchId(1000)) is None
 
 
-def test_ids_are_not_given_again_though_everything_is_old(
-    store: TaskStore, tmp_path: Path
-) -> None:
+def test_ids_are_not_given_again_though_everything_is_old(store: TaskStore, tmp_path: Path) -> None:
     put_batch(store, 1000, 1.0)
     (newest,) = put_batch(store, 2000, 1.0)
     events = [EventRecord(id=number, at=1.0, kind="k", text="") for number in range(1, 6)]
@@ -123,7 +119,10 @@ def test_what_is_left_is_what_a_list_would_leave(store: TaskStore, seed: int) ->
     ends: dict[TaskId, float] = {}
     of_batch: dict[int, list[TaskId]] = {}
     for number in range(1000, 20_000, 500):
-        times = [random.choice([0.0, *map(float, range(1, 20))]) for _ in range(random.choice([1, 3, 40]))]
+        times = [
+            random.choice([0.0, *map(float, range(1, 20))])
+            for _ in range(random.choice([1, 3, 40]))
+        ]
         of_batch[number] = put_batch(store, number, *times)
         ends |= zip(of_batch[number], times, strict=True)
     newest = max(of_batch)

@@ -12,7 +12,7 @@ import pytest
 from kohaku_daemon.backends.base import BackendFailed, TaskFolders
 from kohaku_daemon.backends.process.settings import Isolation
 from kohaku_daemon.core.workload import Handle, Launch
-from protocol.models.task import Claim
+from protocol.models.task import Claim, TaskSpec
 from tests.kohaku_daemon.backends.conformance import Rig
 from tests.kohaku_daemon.backends.process.programs import PYTHON, sh
 
@@ -211,6 +211,17 @@ async def test_a_program_that_cannot_run_says_why(rig: Rig, script: str, words: 
     program.write_text(script)
     program.chmod(0o755 if script.startswith("#!") else 0o644)
     await _fails_to_start(rig, launch, handle, folders, str(program), words)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"), [((), "command is empty"), (("echo", "a\0b"), "embedded null")]
+)
+async def test_a_command_that_is_none_is_told(
+    rig: Rig, command: tuple[str, ...], words: str
+) -> None:
+    launch, handle, folders = rig.launch(TaskSpec(command=command))
+    with pytest.raises(BackendFailed, match=words):
+        await rig.backend.start(launch, handle, folders)
 
 
 async def test_a_working_directory_that_is_not_there_is_named(rig: Rig) -> None:

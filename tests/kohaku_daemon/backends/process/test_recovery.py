@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from kohaku_daemon.backends.base import BackendFailed
-from kohaku_daemon.backends.process import tree
+from kohaku_daemon.backends.process import link, tree
 from kohaku_daemon.backends.process.backend import ProcessBackend
 from kohaku_daemon.backends.process.record import Keeper, read_keeper
 from kohaku_daemon.backends.process.settings import Isolation
@@ -126,6 +126,17 @@ async def test_starts_that_a_killed_launcher_had_not_answered_run_once(rig: Rig)
     for number, (_, handle, folders) in enumerate(launches):
         assert await rig.watch(handle).wait() == Exit(Cause.EXITED, code=number)
         assert folders.stdout.read_text() == "ran\n"
+
+
+async def test_a_launcher_that_hangs_is_replaced(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "ANSWER_S", 0.3)
+    launcher = find_launcher(rig)
+    os.kill(launcher, signal.SIGSTOP)
+    launch, handle, folders = rig.launch(sh("echo ran; exit 3"))
+    await rig.backend.start(launch, handle, folders)
+    assert find_launcher(rig) != launcher
+    assert await rig.watch(handle).wait() == Exit(Cause.EXITED, code=3)
+    assert folders.stdout.read_text() == "ran\n"
 
 
 async def test_a_start_that_comes_too_late_does_not_run(rig: Rig) -> None:

@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from kohaku_daemon.backends.process import tree
+from tests.kohaku_daemon.backends.conformance import DEADLINE_S
 
 
 @pytest.fixture
@@ -70,6 +72,10 @@ def test_marks_must_all_be_there() -> None:
     with subprocess.Popen(["sleep", "600"], env=environment) as process:
         try:
             both = frozenset({"KOHAKU_TASK_ID=77", "KOHAKU_ATTEMPT=1"})
+            # The kernel shows a program's variables only when its exec is complete.
+            deadline = time.monotonic() + DEADLINE_S
+            while not tree.select_marked([process.pid], both):
+                assert time.monotonic() < deadline
             assert tree.select_marked([process.pid, os.getpid()], both) == {process.pid}
             other = frozenset({"KOHAKU_TASK_ID=77", "KOHAKU_ATTEMPT=2"})
             assert tree.select_marked([process.pid], other) == set()

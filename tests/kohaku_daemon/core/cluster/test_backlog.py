@@ -166,6 +166,22 @@ def test_a_node_is_kept_for_the_more_urgent_and_the_other_takes_the_next() -> No
     assert queue.backlog.held_for(NodeName("n2")) == 3
 
 
+def test_the_next_of_a_shape_that_was_placed_has_a_node_kept_for_it_too() -> None:
+    queue = Queue(4, 4)
+    queue.add(1, cores=3, node="n1")
+    queue.add(2, cores=4, node="n2")
+    queue.run()
+    queue.add(3, cores=4)
+    queue.add(4, cores=1)
+    queue.add(5, cores=3)
+    queue.add(6, cores=1)
+    assert queue.run() == []
+    queue.backlog.discard(TaskId(3))
+    assert queue.run() == [(4, "n1")]
+    assert queue.backlog.held_for(NodeName("n1")) == 5
+    assert queue.backlog.held_for(NodeName("n2")) == 6
+
+
 def test_a_thousand_equal_tasks_wait_in_order_and_cost_one_question(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

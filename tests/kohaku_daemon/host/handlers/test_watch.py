@@ -158,9 +158,12 @@ async def test_a_watch_is_a_snapshot_and_then_what_changes(host: RunningHost) ->
         topics = (Topic.TASKS, Topic.NODES, Topic.EVENTS)
         async with watching(admin, *topics) as updates:
             opened = [await anext(updates) for _ in range(4)]
-            assert [
-                (update.start, update.ready, bool(update.revision)) for update in opened
-            ] == [(True, False, False), (False,) * 3, (False,) * 3, (False, True, True)]
+            assert [(update.start, update.ready, bool(update.revision)) for update in opened] == [
+                (True, False, False),
+                (False,) * 3,
+                (False,) * 3,
+                (False, True, True),
+            ]
             assert [task.id for task in opened[1].tasks] == [first]
             assert [node.name for node in opened[2].nodes] == ["n1"]
 
@@ -192,9 +195,7 @@ async def test_the_snapshot_has_live_tasks_and_ended_ones_only_if_they_are_named
         assert set(of_batch.tasks) == {ended, *live}
         named = await read_until_ready(admin, Topic.TASKS, tasks=(ended, other, TaskId(5)))
         assert set(named.tasks) == {ended, other}
-        both = await read_until_ready(
-            admin, Topic.TASKS, tasks=(ended, other), batch=batch.batch
-        )
+        both = await read_until_ready(admin, Topic.TASKS, tasks=(ended, other), batch=batch.batch)
         assert set(both.tasks) == {ended}
         none = await read_until_ready(admin, Topic.TASKS, batch=BatchId(5))
         assert none.tasks == {}
@@ -223,7 +224,7 @@ async def test_changes_are_filtered_as_the_snapshot_is(host: RunningHost) -> Non
 
 
 async def test_who_may_not_see_a_command_does_not_see_it_by_watching(host: RunningHost) -> None:
-    secret = {"command": ("login", "hunter2"), "workdir": "/hunter", "name": "job"}
+    secret: dict[str, Any] = {"command": ("login", "hunter2"), "workdir": "/hunter", "name": "job"}
     async with (
         await host.connect(Role.USER) as owner,
         await host.connect(Role.VIEWER) as viewer,
@@ -318,7 +319,13 @@ async def test_a_reader_that_comes_back_gets_what_it_missed_and_no_more(host: Ru
         ]
 
 
-@pytest.mark.parametrize("since", ["garbage", "77", ".", "{epoch}.", "{epoch}.-1", "{epoch}.x", "{epoch}.99999", "{epoch}.\u0663", "other.0"])  # fmt: skip
+STRANGE_REVISIONS = [
+    "garbage", "77", ".", "{epoch}.", "{epoch}.-1", "{epoch}.x", "{epoch}.99999",
+    "{epoch}.\u0663", "other.0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("since", STRANGE_REVISIONS)
 async def test_who_was_never_here_starts_over(host: RunningHost, since: str) -> None:
     async with await host.connect() as admin:
         mirror = await read_until_ready(admin, Topic.TASKS)
@@ -386,22 +393,21 @@ async def test_a_reader_slower_than_the_record_is_long_starts_over(
     host: RunningHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subscriptions, "_REMEMBERED", 10)
-    async with await host.connect() as admin:
-        async with watching(admin, Topic.TASKS, window=1) as updates:
-            mirror = Mirror()
-            await mirror.follow(updates, until_ready=True)
-            await submit(admin, 1, 3)
-            await submit(admin, 2, 500)
-            following = asyncio.create_task(mirror.follow(updates))
-            await assert_becomes_the_truth(mirror, admin)
-            assert len(mirror.tasks) == 503
-            assert mirror.starts >= 2
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+    async with await host.connect() as admin, watching(admin, Topic.TASKS, window=1) as updates:
+        mirror = Mirror()
+        await mirror.follow(updates, until_ready=True)
+        await submit(admin, 1, 3)
+        await submit(admin, 2, 500)
+        following = asyncio.create_task(mirror.follow(updates))
+        await assert_becomes_the_truth(mirror, admin)
+        assert len(mirror.tasks) == 503
+        assert mirror.starts >= 2
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
 
 async def test_pages_of_long_rows_stay_below_the_limit_of_the_wire(host: RunningHost) -> None:
-    long = {"command": ("sh", "-c", "\N{PILE OF POO}" * 20_000), "name": "n" * 128}
+    long: dict[str, Any] = {"command": ("sh", "-c", "\N{PILE OF POO}" * 20_000), "name": "n" * 128}
     async with await host.connect() as admin:
         async with watching(admin, Topic.TASKS) as updates:
             mirror = Mirror()
@@ -420,7 +426,9 @@ async def test_two_hundred_large_nodes_can_be_watched_and_listed(tmp_path: Path)
     inventory = replace(
         an_inventory(cores=256, numa=8),
         gpus=tuple(
-            Gpu(index, f"GPU-{index:08}-5fb2-1d5b-4b1e-3f0d1a5d7c7f", "NVIDIA H100 80GB HBM3", 2**36)
+            Gpu(
+                index, f"GPU-{index:08}-5fb2-1d5b-4b1e-3f0d1a5d7c7f", "NVIDIA H100 80GB HBM3", 2**36
+            )
             for index in range(8)
         ),
     )
