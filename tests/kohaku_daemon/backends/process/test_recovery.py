@@ -61,9 +61,13 @@ async def drive(rig: Rig, form: tuple[Isolation, bool], script: str) -> AsyncIte
             await process.wait()
 
 
+def find_folder(rig: Rig, handle: Handle) -> Path:
+    name = "{task}-{attempt}-{plan}".format(**handle.data)
+    return rig.root / "state" / name
+
+
 def find_keeper(rig: Rig, handle: Handle) -> Keeper:
-    folder = rig.root / "state" / f"{handle.data['task']}-{handle.data['attempt']}"
-    keeper = read_keeper(str(folder))
+    keeper = read_keeper(str(find_folder(rig, handle)))
     assert keeper is not None
     return keeper
 
@@ -144,8 +148,7 @@ async def test_a_start_that_comes_too_late_does_not_run(rig: Rig) -> None:
     launch, handle, folders = rig.launch(sh("echo ran"))
     os.kill(launcher, signal.SIGSTOP)
     start = asyncio.ensure_future(rig.backend.start(launch, handle, folders))
-    folder = rig.root / "state" / launch.key
-    await until(folder.is_dir)
+    await until(find_folder(rig, handle).is_dir)
     other = rig.make()
     await other.open()
     assert (await other.adopt(handle)).found is Found.NEVER_STARTED
@@ -161,12 +164,24 @@ async def test_a_start_after_remove_does_not_run(rig: Rig) -> None:
     launch, handle, folders = rig.launch(sh("echo ran"))
     os.kill(launcher, signal.SIGSTOP)
     start = asyncio.ensure_future(rig.backend.start(launch, handle, folders))
-    await until((rig.root / "state" / launch.key).is_dir)
+    await until(find_folder(rig, handle).is_dir)
     await rig.backend.remove(handle)
     os.kill(launcher, signal.SIGCONT)
     with pytest.raises(BackendFailed):
         await start
     assert not folders.stdout.exists()
+
+
+async def test_a_launch_given_up_before_it_began_can_be_planned_and_started_anew(rig: Rig) -> None:
+    launch, first, folders = rig.launch(sh("echo ran; exit 4"))
+    assert (await rig.backend.adopt(first)).found is Found.NEVER_STARTED
+    second = rig.backend.plan(launch)
+    rig.handles.append(second)
+    await rig.backend.start(launch, second, folders)
+    assert await rig.watch(second).wait() == Exit(Cause.EXITED, code=4)
+    with pytest.raises(BackendFailed, match="given up before it started"):
+        await rig.backend.start(launch, first, folders)
+    assert folders.stdout.read_text() == "ran\n"
 
 
 # A child that left the session and has no parent any more must go as well.
@@ -220,7 +235,7 @@ async def test_a_later_owner_of_the_shims_pid_is_not_taken_for_it(rig: Rig) -> N
     handle, _ = await rig.start(sh("exit 0"))
     await rig.watch(handle).wait()
     keeper = find_keeper(rig, handle)
-    folder = rig.root / "state" / f"{handle.data['task']}-{handle.data['attempt']}"
+    folder = find_folder(rig, handle)
     stranger = keeper._replace(pid=os.getpid())
     (folder / "keeper").write_bytes(msgspec.json.encode(tuple(stranger)) + b"\n")
     finding = await rig.backend.adopt(handle)
