@@ -7,6 +7,7 @@ from kohaku_daemon.core.cluster.events import PlacementDue, SubmitAsked
 from protocol.errors import Conflict, NoFit, NotFound
 from protocol.messages.runner import AttemptState, OrderStart
 from protocol.messages.task import Submitted
+from protocol.models.node import BackendInfo
 from protocol.models.task import Claim
 from tests.support.builders import (
     GIB,
@@ -17,6 +18,7 @@ from tests.support.builders import (
     a_submission,
     a_user,
     an_inventory,
+    registered,
 )
 from tests.support.playbook import Playbook
 
@@ -41,7 +43,7 @@ def test_a_task_is_saved_before_it_is_answered_and_then_ordered() -> None:
     assert [(change.state, change.cause) for change in play.task(1).history] == [
         ("queued", "submitted"),
         ("assigned", "placed"),
-        ("preparing", ""),
+        ("preparing", "the runner has the order"),
         ("running", "namespaces"),
     ]
 
@@ -136,8 +138,8 @@ def test_what_nobody_could_ever_hold_is_refused_with_everybodys_reason() -> None
     assert play.refusal.message == "no node could ever hold this, even idle (2 asked)"
     assert play.refusal.details == {
         "reasons": {
-            "n1": ["8 cores wanted, 4 of 4 free"],
-            "n2": ["2 GiB memory wanted, 1 GiB of 1 GiB free"],
+            "n1": ["8 cores wanted, the node has 4"],
+            "n2": ["2 GiB memory wanted, the node has 1 GiB"],
         }
     }
     assert play.kept.tasks == {}
@@ -148,6 +150,15 @@ def test_one_hopeless_target_refuses_the_whole_batch() -> None:
     event = a_submission(a_spec(cores=8), targets=["n2", "n1"])
     assert play.tell(event) == ["refuse no_fit"]
     assert len(play.engine.state.backlog) == 0
+
+
+def test_a_backend_that_cannot_start_tasks_now_is_waited_for() -> None:
+    ill = an_inventory(backends=(BackendInfo("process", False, "no daemon answers"),))
+    play = Playbook(a_cluster([a_node("n1", ill)]))
+    assert play.tell(a_submission())[-1] == "answer"
+    assert play.place() == []
+    play.tell(registered("n1", an_inventory()))
+    assert play.place() == ["n1: start #1/1"]
 
 
 def test_what_is_only_busy_draining_or_away_is_waited_for() -> None:

@@ -59,7 +59,7 @@ def test_a_waiting_task_is_explained_node_by_node() -> None:
         nodes=(
             verdict("n1", "2 cores wanted, 1 of 4 free"),
             verdict("n2", "the node is draining"),
-            verdict("n3", "2 cores wanted, 1 of 1 free", ever=False),
+            verdict("n3", "2 cores wanted, the node has 1", ever=False),
         ),
     )
 

@@ -5,7 +5,14 @@ from typing import Any
 import pytest
 
 from kohaku_daemon.core.placement.books import Books
-from kohaku_daemon.core.placement.choose import choose_claim, fits, missing, shortages, unsuitable
+from kohaku_daemon.core.placement.choose import (
+    ailment,
+    choose_claim,
+    fits,
+    missing,
+    shortages,
+    unsuitable,
+)
 from kohaku_daemon.core.placement.request import Request, request_of
 from protocol.ids import TaskId
 from protocol.models.node import BackendInfo, Gpu, Inventory
@@ -77,13 +84,20 @@ def test_nothing_wanted_is_never_short_of_anything_but_a_place() -> None:
     [
         (Request(labels=(("gpu", "a100"),)), "label gpu=a100 wanted, this node has gpu=v100"),
         (Request(labels=(("zone", "x"),)), "label zone=x wanted, this node has none"),
-        (Request(backend="docker"), "backend docker cannot start tasks: no daemon answers"),
         (Request(backend="qemu"), "backend qemu is not on this node"),
     ],
 )
 def test_a_node_that_is_not_the_kind_says_so(request_: Request, words: str) -> None:
+    assert unsuitable(request_, some_books(), {"gpu": "v100"}) == [words]
+
+
+def test_a_backend_that_cannot_start_tasks_now_is_told_apart_from_one_that_is_missing() -> None:
     backends = (BackendInfo("process"), BackendInfo("docker", False, "no daemon answers"))
-    assert unsuitable(request_, some_books(backends=backends), {"gpu": "v100"}) == [words]
+    books = some_books(backends=backends)
+    assert unsuitable(Request(backend="docker"), books, {}) == []
+    words = "backend docker cannot start tasks: no daemon answers"
+    assert ailment(Request(backend="docker"), books) == words
+    assert ailment(Request(), books) == ""
 
 
 def test_a_node_without_any_backend_takes_nothing() -> None:

@@ -102,7 +102,7 @@ def test_verdicts() -> None:
     busy = a_site("a", Claim(cores=(0, 1, 2)), gpus=1)
     assert said(Request(cores=1), busy) == (True, True, ())
     assert said(Request(cores=2), busy) == (False, True, ("2 cores wanted, 1 of 4 free",))
-    assert said(Request(cores=5), busy) == (False, False, ("5 cores wanted, 4 of 4 free",))
+    assert said(Request(cores=5), busy) == (False, False, ("5 cores wanted, the node has 4",))
     assert said(Request(node="b"), busy) == (False, False, ("the task wants node b",))
     assert said(Request(labels=(("x", "y"),)), busy) == (
         False, False, ("label x=y wanted, this node has none",),
