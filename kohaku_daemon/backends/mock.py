@@ -19,6 +19,7 @@ Does not know: what a real backend must fear.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
 import signal
 from collections.abc import Awaitable, Mapping
@@ -160,6 +161,8 @@ class MockBackend:
             world: Where its tasks live; one of its own if left out, which ends with it.
         """
         self._world = world or MockWorld()
+        # Begins anywhere, so that no two of one world number alike.
+        self._plans = itertools.count(secrets.randbits(60))
         self._watched: dict[str, OnExit] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
@@ -179,7 +182,7 @@ class MockBackend:
 
     def plan(self, launch: Launch) -> Handle:
         """Make the handle of a launch that does not exist yet."""
-        key = f"{launch.key}-{secrets.token_hex(4)}"
+        key = f"{launch.key}-{next(self._plans):016x}"
         data: dict[str, str | int] = {"task": launch.task, "key": key}
         return Handle(backend=self.name, data={**data, "world": self._world.name})
 

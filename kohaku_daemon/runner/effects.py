@@ -169,6 +169,10 @@ class Effects:
         stdout, stderr = self._logs.make(key)
         return TaskFolders(scratch=self._scratch.make(key), stdout=stdout, stderr=stderr)
 
+    def _clear_folders(self, key: str) -> None:
+        self._logs.finish(key)
+        self._scratch.remove(key)
+
     # After a restart ----------------------------------------------------------------
 
     async def _adopt(self, launch: Launch, handle: Handle) -> None:
@@ -256,8 +260,7 @@ class Effects:
             # The scratch folder goes last: it is the mark that there is something to remove.
             if (backend := self._backends.get(handle.backend)) is not None:
                 await backend.remove(handle)
-            await asyncio.to_thread(self._logs.finish, key)
-            await asyncio.to_thread(self._scratch.remove, key)
+            await asyncio.to_thread(self._clear_folders, key)
         except (KohakuError, OSError) as error:
             # Tried again by ``clean_up`` after the next start.
             _log.warning("cannot remove what is left: %s", error, extra={"launch": key})

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import logging
 import os
 import secrets
@@ -114,6 +115,8 @@ class ProcessBackend:
         self._planner: Planner | None = None
         self._site: GroupSite | None = None
         self._boot = ""
+        # Begins anywhere, so that no two runs of a runner number alike.
+        self._plans = itertools.count(secrets.randbits(60))
         self._watched: dict[str, _Watched] = {}
         self._kills: dict[str, tuple[float, asyncio.Task[None]]] = {}
         #: When and what CPU seconds were read last, for the percentage.
@@ -176,7 +179,7 @@ class ProcessBackend:
                 "boot": self._boot,
                 # A launch that was given up before it began may be planned again: the late
                 # start of the first plan must not find the folder of the second.
-                "plan": secrets.token_hex(4),
+                "plan": f"{next(self._plans):016x}",
             },
         )
 
@@ -438,7 +441,7 @@ class ProcessBackend:
 def _name(handle: Handle) -> str:
     try:
         task, attempt = int(handle.data["task"]), int(handle.data["attempt"])
-        return f"{task}-{attempt}-{int(str(handle.data['plan']), 16):08x}"
+        return f"{task}-{attempt}-{int(str(handle.data['plan']), 16):016x}"
     except (KeyError, ValueError) as error:
         raise BackendFailed(f"this is no handle of the process backend: {handle.data}") from error
 

@@ -1,14 +1,16 @@
 """A submission that makes no sense, and why.
 
 Knows: what every request must look like, whatever the cluster has. Sizes are bounded here
-so that no single request is dear to keep or to send on.
+so that no single request is dear to keep, and that each of its orders fits into one frame of
+256 KiB: at most 173 KiB of a spec, and 69 KiB of a claim of 8192 cores (the largest NR_CPUS
+of Linux) and 1024 GPUs.
 Does not know: nodes; whether it fits somewhere is placement's question.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from protocol.errors import BadRequest
@@ -16,11 +18,17 @@ from protocol.messages.task import LARGEST_BATCH, SubmitTask
 from protocol.models.target import Target, render_target
 from protocol.models.task import TaskSpec
 
-#: Linux refuses a single argument above 128 KiB (MAX_ARG_STRLEN, man execve); an order also
-#: has to fit into one frame of 256 KiB with everything else.
+#: Linux refuses a single argument above 128 KiB (MAX_ARG_STRLEN, man execve).
 _LARGEST_COMMAND: Final = 96 * 1024
+#: Of one task: of ``env`` and its row together.
 _LARGEST_ENV: Final = 64 * 1024
 _LARGEST_ROWS: Final = 4 * 1024 * 1024
+#: PATH_MAX of Linux without the NUL at its end.
+_LONGEST_PATH: Final = 4095
+_MOST_LABELS: Final = 64
+#: What MessagePack writes before a text, at most. Counted with each, or a command of nothing
+#: but empty arguments would have no size.
+_HEADER: Final = 5
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{8,64}")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LABEL: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
@@ -48,10 +56,7 @@ def check_submission(request: SubmitTask) -> None:
     ):
         raise BadRequest(f"a batch has 1 to {LARGEST_BATCH} tasks")
     _check_spec(request.spec)
-    for row in request.rows:
-        _check_env("rows", row)
-    if sum(_size_of_env(row) for row in request.rows) > _LARGEST_ROWS:
-        raise BadRequest("rows hold more than 4 MiB", hint="put large values into files")
+    _check_rows(request.rows, request.spec.env)
     for target in request.targets:
         _check_target(target, request.spec)
 
@@ -84,8 +89,16 @@ def _check_spec(spec: TaskSpec) -> None:
         raise BadRequest("the command is longer than 96 KiB", hint="put it into a script")
     if len(spec.name) > 128 or not spec.name.isprintable():
         raise BadRequest("name must be at most 128 printable characters")
-    _check_env("env", spec.env)
+    _check_variables("env", spec.env)
+    if _size_of_env(spec.env) > _LARGEST_ENV:
+        raise BadRequest("env holds more than 64 KiB", hint="put large values into files")
+    if len(spec.labels) > _MOST_LABELS:
+        raise BadRequest(f"a task may ask for {_MOST_LABELS} labels, not {len(spec.labels)}")
     check_labels(spec.labels)
+    if len(spec.backend) > 64 or not spec.backend.isprintable():
+        raise BadRequest("backend must be at most 64 printable characters")
+    if _bytes(spec.workdir) > _LONGEST_PATH:
+        raise BadRequest(f"workdir is longer than {_LONGEST_PATH} bytes")
     if spec.workdir and (not spec.workdir.startswith("/") or "\0" in spec.workdir):
         raise BadRequest(f"workdir {spec.workdir!r} is not an absolute path")
     if not 0 <= spec.cores <= 65536:
@@ -116,7 +129,23 @@ def _check_target(target: Target, spec: TaskSpec) -> None:
         )
 
 
-def _check_env(field: str, env: Mapping[str, str]) -> None:
+def _check_rows(rows: Sequence[Mapping[str, str]], env: Mapping[str, str]) -> None:
+    room = _LARGEST_ENV - _size_of_env(env)
+    total = 0
+    for row in rows:
+        _check_variables("rows", row)
+        size = _size_of_env(row)
+        if size > room:
+            raise BadRequest(
+                "rows: a row and env hold more than 64 KiB together",
+                hint="put large values into files",
+            )
+        total += size
+    if total > _LARGEST_ROWS:
+        raise BadRequest("rows hold more than 4 MiB", hint="put large values into files")
+
+
+def _check_variables(field: str, env: Mapping[str, str]) -> None:
     for key, value in env.items():
         if not _VARIABLE.fullmatch(key):
             raise BadRequest(f"{field}: {key!r} is not a name of a variable")
@@ -124,8 +153,6 @@ def _check_env(field: str, env: Mapping[str, str]) -> None:
             raise BadRequest(f"{field}: {key} is set by the cluster", hint="choose another name")
         if "\0" in value:
             raise BadRequest(f"{field}: the value of {key} contains a NUL character")
-    if _size_of_env(env) > _LARGEST_ENV:
-        raise BadRequest(f"{field} holds more than 64 KiB", hint="put large values into files")
 
 
 def _size_of_env(env: Mapping[str, str]) -> int:
@@ -133,5 +160,9 @@ def _size_of_env(env: Mapping[str, str]) -> int:
 
 
 def _size(text: str) -> int:
-    """Give its bytes on the wire and for the kernel."""
+    """Give the bytes it takes in an order, or a few more."""
+    return _HEADER + _bytes(text)
+
+
+def _bytes(text: str) -> int:
     return len(text.encode(errors="surrogatepass"))

@@ -40,8 +40,8 @@ class MockPrograms:
     def cannot_start(self) -> tuple[TaskSpec, str]:
         return self._tell(START_ERROR="no such program"), "no such program"
 
-    def exceeds_memory(self, limit: int) -> TaskSpec | None:
-        return None
+    def exceeds_memory(self, limit: int) -> TaskSpec:
+        return self._tell(MEMORY=4 * limit)
 
 
 @pytest.fixture

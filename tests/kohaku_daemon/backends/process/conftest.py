@@ -7,32 +7,26 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from kohaku_daemon.backends.process.settings import Isolation
 from tests.kohaku_daemon.backends.conformance import Rig, build_rig, open_folder
+from tests.kohaku_daemon.backends.process.forms import FORMS, Form
 from tests.kohaku_daemon.backends.process.programs import ShellPrograms, make_maker
 
-FORMS = {
-    "plain": (Isolation.PLAIN, False),
-    "plain-cgroups": (Isolation.PLAIN, True),
-    "namespaces": (Isolation.NAMESPACES, False),
-    "namespaces-cgroups": (Isolation.NAMESPACES, True),
-}
 
-
-@pytest.fixture(params=list(FORMS))
-def form(request: pytest.FixtureRequest) -> tuple[Isolation, bool]:
-    return FORMS[request.param]
+@pytest.fixture(params=FORMS, ids=str)
+def form(request: pytest.FixtureRequest) -> Form:
+    form: Form = request.param
+    return form
 
 
 @pytest.fixture
-async def rig(form: tuple[Isolation, bool]) -> AsyncIterator[Rig]:
-    isolation, cgroups = form
+async def rig(form: Form) -> AsyncIterator[Rig]:
     with open_folder() as root:
-        make = make_maker(root, isolation, cgroups=cgroups, node=f"test-{os.getpid()}")
+        make = make_maker(root, form.isolation, cgroups=form.cgroups, node=f"test-{os.getpid()}")
         trial = make()
         info = await trial.open()
         await trial.close()
-        if not info.healthy or (cgroups and "cgroup" not in info.isolation):
-            pytest.skip(f"not possible here: {info.message or info.isolation}")
+        if not info.healthy or (form.cgroups and "memory" not in info.enforces):
+            missing = info.message or "it has no cgroups that limit memory"
+            pytest.skip(f"this machine does not allow {form}: {missing}")
         async with build_rig(make, ShellPrograms(), root) as rig:
             yield rig

@@ -51,7 +51,7 @@ class ShellPrograms:
     def cannot_start(self) -> tuple[TaskSpec, str]:
         return TaskSpec(command=("no-such-program", "x")), "command not found: no-such-program"
 
-    def exceeds_memory(self, limit: int) -> TaskSpec | None:
+    def exceeds_memory(self, limit: int) -> TaskSpec:
         return TaskSpec(command=(PYTHON, "-c", f"x = b'x' * {4 * limit}"))
 
 

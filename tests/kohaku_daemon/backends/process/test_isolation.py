@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from kohaku_daemon.backends.base import BackendFailed, TaskFolders
-from kohaku_daemon.backends.process.settings import Isolation
 from kohaku_daemon.core.workload import Handle, Launch
-from protocol.models.task import Claim, TaskSpec
+from protocol.models.task import Cause, Claim, Exit, TaskSpec
 from tests.kohaku_daemon.backends.conformance import Rig
+from tests.kohaku_daemon.backends.process.forms import Form, grouped, ungrouped, walled
 from tests.kohaku_daemon.backends.process.programs import PYTHON, sh
 
 IS_ROOT = os.geteuid() == 0
@@ -25,11 +25,6 @@ async def ask(rig: Rig, script: str, claim: Claim | None = None) -> str:
     return folders.stdout.read_text() + folders.stderr.read_text()
 
 
-def skip_unless_walled(form: tuple[Isolation, bool]) -> None:
-    if form[0] is not Isolation.NAMESPACES:
-        pytest.skip("a plain process")
-
-
 @pytest.fixture
 def vault(rig: Rig) -> Path:
     """Make a file of the daemon's below the hidden folder."""
@@ -39,10 +34,8 @@ def vault(rig: Rig) -> Path:
     return path
 
 
-async def test_the_daemons_data_cannot_be_read(
-    rig: Rig, form: tuple[Isolation, bool], vault: Path
-) -> None:
-    skip_unless_walled(form)
+@walled
+async def test_the_daemons_data_cannot_be_read(rig: Rig, vault: Path) -> None:
     said = await ask(rig, f"cat {vault}; ls {rig.root} {rig.root}/state; ls /proc/1/root/")
     assert "secret" not in said
     assert "vault" not in said.replace(str(vault), "")
@@ -50,26 +43,26 @@ async def test_the_daemons_data_cannot_be_read(
 
 
 async def test_its_own_scratch_folder_is_there_and_another_ones_is_not(
-    rig: Rig, form: tuple[Isolation, bool]
+    rig: Rig, form: Form
 ) -> None:
     _, other = await rig.run(sh("echo mine > file"))
     said = await ask(rig, f"echo yours > file && cat file; pwd; cat {other.scratch}/file")
     assert said.startswith("yours\n")
-    if form[0] is Isolation.NAMESPACES or IS_ROOT:
+    if form.is_walled or IS_ROOT:
         assert "mine" not in said
     assert (other.scratch / "file").read_text() == "mine\n"
 
 
-async def test_other_processes_cannot_be_seen(rig: Rig, form: tuple[Isolation, bool]) -> None:
-    skip_unless_walled(form)
+@walled
+async def test_other_processes_cannot_be_seen(rig: Rig) -> None:
     said = await ask(rig, "ls /proc | grep -c '^[0-9]'; kill -0 " + str(os.getpid()))
     # init, the shell, ls and grep.
     assert int(said.split()[0]) <= 4
     assert "No such process" in said
 
 
-async def test_the_machine_cannot_be_written_to(rig: Rig, form: tuple[Isolation, bool]) -> None:
-    skip_unless_walled(form)
+@walled
+async def test_the_machine_cannot_be_written_to(rig: Rig) -> None:
     said = await ask(
         rig,
         "for d in / /etc /usr /var /var/lib /run /sys /dev;"
@@ -81,18 +74,16 @@ async def test_the_machine_cannot_be_written_to(rig: Rig, form: tuple[Isolation,
     assert "Read-only file system" in said
 
 
-async def test_temporary_folders_are_its_own(rig: Rig, form: tuple[Isolation, bool]) -> None:
-    skip_unless_walled(form)
+@walled
+async def test_temporary_folders_are_its_own(rig: Rig) -> None:
     for folder in ("/tmp", "/var/tmp", "/dev/shm"):
         said = await ask(rig, f"touch {folder}/kohaku-mine && ls -A {folder}")
         assert set(said.split()) <= {"kohaku-mine", rig.root.name}
         assert "kohaku-mine" not in os.listdir(folder)
 
 
-async def test_its_host_name_is_its_own_and_resolves(
-    rig: Rig, form: tuple[Isolation, bool]
-) -> None:
-    skip_unless_walled(form)
+@walled
+async def test_its_host_name_is_its_own_and_resolves(rig: Rig) -> None:
     script = "import socket; n = socket.gethostname(); print(n, socket.gethostbyname(n))"
     handle, folders = await rig.start(sh(f"{PYTHON} -c '{script}'"))
     await rig.watch(handle).wait()
@@ -112,9 +103,8 @@ async def test_it_has_no_rights_to_gain(rig: Rig) -> None:
     assert int(status["SigBlk"], 16) == 0
 
 
+@pytest.mark.skipif(not IS_ROOT, reason="only a runner that is root has users to give")
 async def test_a_root_runner_gives_each_task_a_user_of_its_own(rig: Rig) -> None:
-    if not IS_ROOT:
-        pytest.skip("the runner is not root")
     first, second = [await ask(rig, "id -u; id -g; id -G") for _ in range(2)]
     assert len(set(first.split())) == 1
     assert first != second
@@ -150,8 +140,7 @@ async def test_it_may_open_its_own_output_again(rig: Rig) -> None:
     assert await ask(rig, "echo one >> /dev/stdout; echo two >> /dev/stderr") == "one\ntwo\n"
 
 
-async def test_what_is_said_of_it_is_what_it_has(rig: Rig, form: tuple[Isolation, bool]) -> None:
-    isolation, cgroups = form
+async def test_what_is_said_of_it_is_what_it_has(rig: Rig, form: Form) -> None:
     launch, handle, folders = rig.launch(
         sh("id -u; cat /proc/self/cgroup; ls /proc | grep -c '^[0-9]'")
     )
@@ -159,14 +148,14 @@ async def test_what_is_said_of_it_is_what_it_has(rig: Rig, form: tuple[Isolation
     await rig.watch(handle).wait()
     uid, *lines, seen = folders.stdout.read_text().splitlines()
     for words in (started.note, rig.info.isolation):
-        assert ("namespaces (" in words) == (isolation is Isolation.NAMESPACES)
-        assert ("cgroup v" in words) == cgroups
-        assert ("memory is per process" in words) == (not cgroups)
+        assert ("namespaces (" in words) == form.is_walled
+        assert ("cgroup v" in words) == form.cgroups
+        assert ("memory is per process" in words) == (not form.cgroups)
     assert f"uid {uid}" in started.note
-    assert (int(seen) <= 4) == (isolation is Isolation.NAMESPACES)
+    assert (int(seen) <= 4) == form.is_walled
     inside = [line for line in lines if line.endswith(f"/{launch.key}")]
-    assert bool(inside) == cgroups
-    assert ("memory" in rig.info.enforces) == cgroups
+    assert bool(inside) == form.cgroups
+    assert ("memory" in rig.info.enforces) == form.cgroups
 
 
 async def test_it_keeps_to_its_cores(rig: Rig) -> None:
@@ -179,23 +168,32 @@ async def test_it_keeps_to_its_cores(rig: Rig) -> None:
         assert await ask(rig, f"{PYTHON} -c '{widen}'", Claim(cores=(core,))) == said
 
 
+@grouped
 async def test_a_program_that_outlives_a_killed_child_is_no_oom(rig: Rig) -> None:
-    if "memory" not in rig.info.enforces:
-        pytest.skip(rig.info.isolation)
     eat = f"{PYTHON} -c \"x = b'x' * {256 << 20}\""
     exit_, _ = await rig.run(sh(f"{eat}; exit 3"), Claim(memory=64 << 20))
     assert (exit_.code, exit_.signal) == (3, None)
     assert exit_.oom_kills >= 1
 
 
+@ungrouped
 async def test_memory_is_limited_even_without_a_cgroup(rig: Rig) -> None:
-    if "memory" in rig.info.enforces:
-        pytest.skip(rig.info.isolation)
-    spec = rig.programs.exceeds_memory(256 << 20)
-    assert spec is not None
-    exit_, folders = await rig.run(spec, Claim(memory=256 << 20))
-    assert exit_.code == 1
+    limit = 256 << 20
+    exit_, folders = await rig.run(rig.programs.exceeds_memory(limit), Claim(memory=limit))
+    assert exit_ == Exit(Cause.EXITED, code=1)
     assert "MemoryError" in folders.stderr.read_text()
+
+
+async def test_two_processes_share_a_limit_exactly_where_it_is_not_per_process(
+    rig: Rig, form: Form
+) -> None:
+    hold = f"import subprocess, sys; x = b'x' * {160 << 20}"
+    both = f"{hold}; sys.exit(subprocess.call([sys.executable, '-c', {hold!r}]))"
+    exit_, _ = await rig.run(TaskSpec(command=(PYTHON, "-c", both)), Claim(memory=256 << 20))
+    if form.cgroups:
+        assert exit_.oom_kills >= 1
+    else:
+        assert exit_ == Exit(Cause.EXITED, code=0)
 
 
 @pytest.mark.parametrize(

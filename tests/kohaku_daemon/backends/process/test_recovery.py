@@ -18,10 +18,10 @@ from kohaku_daemon.backends.base import BackendFailed
 from kohaku_daemon.backends.process import link, tree
 from kohaku_daemon.backends.process.backend import ProcessBackend
 from kohaku_daemon.backends.process.record import Keeper, read_keeper
-from kohaku_daemon.backends.process.settings import Isolation
 from kohaku_daemon.core.workload import Found, Handle
 from protocol.models.task import Cause, Exit
 from tests.kohaku_daemon.backends.conformance import DEADLINE_S, Rig, until
+from tests.kohaku_daemon.backends.process.forms import Form
 from tests.kohaku_daemon.backends.process.programs import sh
 
 REPOSITORY = Path(__file__).resolve().parents[4]
@@ -41,11 +41,10 @@ class Driver:
 
 
 @asynccontextmanager
-async def drive(rig: Rig, form: tuple[Isolation, bool], script: str) -> AsyncIterator[Driver]:
-    isolation, cgroups = form
+async def drive(rig: Rig, form: Form, script: str) -> AsyncIterator[Driver]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.kohaku_daemon.backends.process.driver",
-        str(rig.root), isolation.value, str(cgroups), script,
+        str(rig.root), form.isolation.value, str(form.cgroups), script,
         cwd=REPOSITORY, stdout=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -85,9 +84,7 @@ def find_launcher(rig: Rig) -> int:
     return pid
 
 
-async def test_a_killed_runner_costs_no_line_and_no_exit_code(
-    rig: Rig, form: tuple[Isolation, bool]
-) -> None:
+async def test_a_killed_runner_costs_no_line_and_no_exit_code(rig: Rig, form: Form) -> None:
     async with drive(rig, form, TICKS) as driver:
         await driver.die()
         finding = await rig.backend.adopt(driver.handle)
@@ -97,9 +94,7 @@ async def test_a_killed_runner_costs_no_line_and_no_exit_code(
         assert stdout.read_text() == "".join(f"tick {number}\n" for number in range(40))
 
 
-async def test_a_task_outlives_runner_and_launcher_and_ends_unseen(
-    rig: Rig, form: tuple[Isolation, bool]
-) -> None:
+async def test_a_task_outlives_runner_and_launcher_and_ends_unseen(rig: Rig, form: Form) -> None:
     async with drive(rig, form, "sleep 0.3; exit 7") as driver:
         keeper = find_keeper(rig, driver.handle)
         await driver.die()

@@ -1,17 +1,22 @@
 """What no cluster could carry out is refused by name; everything else is let through."""
 
+from bisect import bisect_left
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from kohaku_daemon.core.task.validation import batch_size, check_labels, check_submission
 from protocol.errors import BadRequest
+from protocol.framing import encode_item
+from protocol.ids import BatchId, TaskId
+from protocol.messages.runner import OrderStart
 from protocol.messages.task import LARGEST_BATCH, SubmitTask
 from protocol.models.target import Target, parse_target
-from protocol.models.task import TaskSpec
+from protocol.models.task import Claim, TaskSpec
 from tests.support.builders import a_spec
 
 FINE = SubmitTask(request_id="request-1", spec=a_spec())
@@ -26,7 +31,9 @@ FINE = SubmitTask(request_id="request-1", spec=a_spec())
         {"cores": 0, "memory": 0, "gpus": 0},
         {"cores": 64, "memory": 2**20, "gpus": 8, "priority": 1000, "grace_s": 3600.0},
         {"command": ("echo", "", "\n", "ünïcödé")},
-        {"command": ("x" * 96 * 1024,)},
+        {"command": ("x" * (96 * 1024 - 5),)},
+        {"workdir": "/" + "x" * 4094, "backend": "x" * 64},
+        {"labels": {f"label-{number}": "" for number in range(64)}},
     ],
 )
 def test_a_reasonable_spec_is_let_through(changes: dict[str, Any]) -> None:
@@ -39,7 +46,9 @@ def test_a_reasonable_spec_is_let_through(changes: dict[str, Any]) -> None:
         ({"command": ()}, "there is no command"),
         ({"command": ("", "x")}, "there is no command"),
         ({"command": ("a\0b",)}, "the command contains a NUL character"),
-        ({"command": ("x" * 96 * 1024, "y")}, "the command is longer than 96 KiB"),
+        ({"command": ("x" * 96 * 1024,)}, "the command is longer than 96 KiB"),
+        # An empty argument takes room too.
+        ({"command": ("x", *[""] * 100_000)}, "the command is longer than 96 KiB"),
         # It is bytes that have to fit into an order, and an umlaut has two of them.
         ({"command": ("ü" * 60 * 1024,)}, "the command is longer than 96 KiB"),
         ({"name": "x" * 129}, "name must be at most 128 printable characters"),
@@ -52,6 +61,14 @@ def test_a_reasonable_spec_is_let_through(changes: dict[str, Any]) -> None:
         ({"env": {"A": "ü" * 40000}}, "env holds more than 64 KiB"),
         ({"labels": {"gpu": "a 100"}}, "gpu=a 100 cannot be a label"),
         ({"labels": {"": "x"}}, "=x cannot be a label"),
+        (
+            {"labels": {f"label-{number}": "" for number in range(65)}},
+            "a task may ask for 64 labels, not 65",
+        ),
+        ({"backend": "x" * 65}, "backend must be at most 64 printable characters"),
+        ({"backend": "a\x1b[2J"}, "backend must be at most 64 printable characters"),
+        ({"workdir": "/" + "x" * 4095}, "workdir is longer than 4095 bytes"),
+        ({"workdir": "/" + "ü" * 2048}, "workdir is longer than 4095 bytes"),
         ({"workdir": "data"}, "workdir 'data' is not an absolute path"),
         ({"workdir": "/a\0b"}, r"workdir '/a\x00b' is not an absolute path"),
         ({"cores": -1}, "cores must be 0 to 65536, not -1"),
@@ -87,6 +104,11 @@ def test_a_spec_that_makes_no_sense_is_refused_by_name(changes: dict[str, Any], 
         ({"targets": (Target("n1"),) * (LARGEST_BATCH + 1)}, "a batch has 1 to 100000 tasks"),
         ({"rows": ({"A": "1"}, {"A-": "2"})}, "rows: 'A-' is not a name of a variable"),
         ({"rows": ({"A": "x" * 60000},) * 80}, "rows hold more than 4 MiB"),
+        ({"rows": ({"A": "x" * 65536},)}, "rows: a row and env hold more than 64 KiB together"),
+        (
+            {"rows": ({"A": "x" * 40000},), "spec": a_spec(env={"B": "x" * 40000})},
+            "rows: a row and env hold more than 64 KiB together",
+        ),
         ({"targets": (Target("n1", None, (0, 0)),)}, "target 'n1::0,0' names a GPU twice"),
         ({"targets": (Target("n1", -1),)}, "n1: NUMA nodes and GPUs are counted from 0"),
         ({"targets": (Target("n1", None, (-1,)),)}, "n1: NUMA nodes and GPUs are counted from 0"),
@@ -125,6 +147,56 @@ def test_whatever_comes_is_let_through_or_is_a_bad_request(request: SubmitTask) 
         assert 1 <= batch_size(request) <= LARGEST_BATCH
 
 
+@settings(deadline=None, max_examples=12, phases=[Phase.generate])  # shrinking takes minutes
+@given(
+    letter=st.sampled_from(["x", "ü", "語", "\N{ROCKET}"]),
+    argument=st.integers(0, 300),
+    value=st.integers(0, 300),
+    shared=st.integers(0, 200),
+)
+def test_the_largest_submission_makes_an_order_that_fits_a_frame(
+    letter: str, argument: int, value: int, shared: int
+) -> None:
+    """Each part is grown as far as it is let through; then comes the largest claim there is."""
+
+    def variables(prefix: str, count: int) -> dict[str, str]:
+        return {f"{prefix}{number:x}": letter * value for number in range(count)}
+
+    spec = a_spec(cores=65536, memory=2**53, gpus=1024)
+    spec = _grown(spec, lambda size: {"env": variables("E", min(size, shared))})
+    spec = _grown(spec, lambda size: {"command": ("x", *[letter * argument] * size)})
+    spec = _grown(spec, lambda size: {"name": letter * size})
+    spec = _grown(spec, lambda size: {"backend": letter * size})
+    spec = _grown(spec, lambda size: {"workdir": "/" + letter * size})
+    spec = _grown(spec, lambda size: {"labels": {f"{n:063}": "v" * 63 for n in range(size)}})
+    most = _most(lambda size: replace(FINE, spec=spec, rows=(variables("R", size),)))
+    row = variables("R", most)
+    order = OrderStart(
+        task=TaskId(2**63 - 1),
+        attempt=2**31,
+        batch=BatchId(2**63 - 1),
+        index=LARGEST_BATCH,
+        size=LARGEST_BATCH,
+        spec=replace(spec, env={**spec.env, **row}),
+        claim=Claim(tuple(range(8192)), 2**53, tuple(f"GPU-{n:036}" for n in range(1024)), 8),
+    )
+    assert 64 * 1024 < len(encode_item(2**32 - 1, order)) < 250 * 1024
+
+
+def _grown(spec: TaskSpec, change: Callable[[int], dict[str, object]]) -> TaskSpec:
+    """Make one field of a spec as large as it is let through."""
+    most = _most(lambda size: replace(FINE, spec=replace(spec, **change(size))))
+    return replace(spec, **change(most))
+
+
+def _most(make: Callable[[int], SubmitTask]) -> int:
+    """Find the largest size that is let through, if anything is ever refused."""
+    too_much = 1
+    while too_much < 2**20 and _is_fine(make(too_much)):
+        too_much *= 2
+    return bisect_left(range(too_much), True, key=lambda size: not _is_fine(make(size))) - 1
+
+
 @pytest.mark.parametrize("key", ["gpu", "a", "zone/rack-1", "A_b.c", "x" * 63])
 def test_a_label_that_can_be_written(key: str) -> None:
     check_labels({key: "", "other": key})
@@ -134,6 +206,14 @@ def test_a_label_that_can_be_written(key: str) -> None:
 def test_a_label_that_cannot(key: str) -> None:
     with pytest.raises(BadRequest, match="cannot be a label"):
         check_labels({key: "v"})
+
+
+def _is_fine(request: SubmitTask) -> bool:
+    try:
+        check_submission(request)
+    except BadRequest:
+        return False
+    return True
 
 
 def _refusal(request: SubmitTask) -> str:
