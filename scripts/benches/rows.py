@@ -53,24 +53,23 @@ def control(rounds: int) -> list[Row]:
 
 def commands(rounds: int) -> list[Row]:
     """Real commands, without isolation and with it, against xargs."""
-    rows = []
-    for name, settings in (("plain", _PLAIN), ("isolated", {})):
-        with cluster("process", KOHAKU_RUNNER_MAX_TASKS=str(_AT_ONCE), **settings) as home:
+    return [_true_at_once(rounds, "plain", _PLAIN, ">= 0.8"), _true_at_once(rounds, "isolated", {})]
 
-            async def batch(count: int, home: Home = home) -> float:
-                async with connect_to(home) as there:
-                    began = time.perf_counter()
-                    submitted = await there.submit([_TRUE], array=count, cores=0)
-                    await there.wait(submitted)
-                    return count / (time.perf_counter() - began)
 
-            ours, theirs = interleave(
-                rounds, lambda batch=batch: asyncio.run(batch(500)), lambda: xargs(500)
-            )
-        goal = ">= 0.8" if name == "plain" else "more"
-        what = f"/bin/true, {name}, 8 at once"
-        rows.append(Row("commands", what, "tasks/s", ours, "xargs -P8 true", theirs, goal))
-    return rows
+def _true_at_once(rounds: int, name: str, settings: dict[str, str], goal: str = "more") -> Row:
+    count = 500
+    with cluster("process", KOHAKU_RUNNER_MAX_TASKS=str(_AT_ONCE), **settings) as home:
+
+        async def batch() -> float:
+            async with connect_to(home) as there:
+                began = time.perf_counter()
+                submitted = await there.submit([_TRUE], array=count, cores=0)
+                await there.wait(submitted)
+                return count / (time.perf_counter() - began)
+
+        ours, theirs = interleave(rounds, lambda: asyncio.run(batch()), lambda: xargs(count))
+    what = f"{_TRUE}, {name}, {_AT_ONCE} at once"
+    return Row("commands", what, "tasks/s", ours, f"xargs -P{_AT_ONCE}", theirs, goal)
 
 
 def latency(rounds: int) -> list[Row]:
