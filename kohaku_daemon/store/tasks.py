@@ -314,11 +314,6 @@ class TaskStore:
         )
         return [_decode_task(record) for (record,) in rows]
 
-    def newest_tasks(self, limit: int) -> list[TaskId]:
-        """Give the ids of the newest tasks, newest first."""
-        rows = self._rows("SELECT id FROM tasks ORDER BY id DESC LIMIT ?", (limit,))
-        return [TaskId(task) for (task,) in rows]
-
     def batch_summary(self, batch: BatchId) -> Batch | None:
         """Give one batch with its tasks counted by state, without reading its rows of variables."""
         found = self._summaries(f"{_SUMMARY} WHERE id = :batch", {"batch": batch})
@@ -333,20 +328,6 @@ class TaskStore:
             f"{_SUMMARY} WHERE {of_owner} id < :before ORDER BY id DESC LIMIT :limit",
             {"owner": owner, "before": _ABOVE_ALL if before is None else before, "limit": limit},
         )
-
-    def batch_counts(self, batch: BatchId) -> dict[TaskState, int]:
-        """Count a batch's tasks by state; states without tasks are left out."""
-        return self._counts(self._span(batch))
-
-    def batch_task_ids(self, batch: BatchId, *, unfinished: bool = False) -> list[TaskId]:
-        """Give the ids of a batch's tasks in the order of the batch, or of those not final."""
-        span = self._span(batch)
-        states = LIVE_STATES if unfinished else tuple(TaskState)
-        rows = self._rows(
-            f"SELECT id FROM tasks WHERE state IN ({_marks(states)}) AND id BETWEEN ? AND ?",
-            (*states, *span),
-        )
-        return sorted(TaskId(task) for (task,) in rows)
 
     def recent_counts(self, since: float) -> dict[TaskState, int]:
         """Count by state the tasks that ended at ``since`` (UTC seconds) or later."""

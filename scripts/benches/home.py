@@ -57,6 +57,7 @@ class Home:
 def cluster(backend: str = "process", **settings: str) -> Iterator[Home]:
     """Start a host and a runner on free ports; stop them, and their tasks, at the end."""
     folder = Path(tempfile.mkdtemp(prefix="kohaku-bench-"))
+    folder.chmod(0o711)  # tasks of root have users of their own and pass through it
     environ = {
         **{key: value for key, value in os.environ.items() if not key.startswith("KOHAKU_")},
         "KOHAKU_HOME": str(folder),

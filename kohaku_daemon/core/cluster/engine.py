@@ -54,7 +54,7 @@ from kohaku_daemon.core.cluster.records import (
 )
 from kohaku_daemon.core.cluster.state import ClusterState, LiveBatch, live_batch
 from kohaku_daemon.core.cluster.views import describe_exit
-from kohaku_daemon.core.placement.place import verdict
+from kohaku_daemon.core.placement.place import candidates, verdict
 from kohaku_daemon.core.task.lifecycle import InvalidTransition, TaskEvent, advance, ending
 from kohaku_daemon.core.task.validation import batch_size, check_labels, check_submission
 from protocol.errors import BadRequest, Conflict, KohakuError, NoFit
@@ -83,6 +83,10 @@ _SAID: Final[Mapping[AttemptState, str]] = {
     AttemptState.RUNNING: "runs",
     AttemptState.PAUSED: "held still",
 }
+#: Nodes whose reasons a refusal names: an error has to stay small.
+_MOST_NAMED: Final = 50
+#: Labels of one node: a row of it has to fit into a frame beside others.
+_MOST_LABELS: Final = 64
 _LONGEST_JOIN_TOKEN_S: Final = 30 * 86400.0
 
 
@@ -212,19 +216,20 @@ class ClusterEngine:
 
     def _refuse_hopeless(self, batch: LiveBatch) -> None:
         """Refuse what no known node could ever hold. With no nodes yet, it may wait for some."""
-        nodes = self.state.fleet.nodes.values()
-        if not nodes:
-            return
+        sites = self.state.fleet.sites
         for request in dict.fromkeys(batch.requests):
-            verdicts = [verdict(request, node.site) for node in nodes]
+            asked = sorted(candidates(request, sites), key=lambda site: site.name)
+            verdicts = [verdict(request, site) for site in asked]
             # A node that joined and never registered has shown no hardware to judge by.
-            unknown = any(not node.record.inventory.cores for node in nodes)
-            if unknown or any(one.could_ever for one in verdicts):
+            unknown = any(not site.books.inventory.cores for site in asked)
+            if not asked or unknown or any(one.could_ever for one in verdicts):
                 continue
             raise NoFit(
                 f"no node could ever hold this, even idle ({len(verdicts)} asked)",
                 hint="ask for less, or see what there is: kohaku node list",
-                details={"reasons": {one.node: list(one.reasons) for one in verdicts}},
+                details={
+                    "reasons": {one.node: list(one.reasons) for one in verdicts[:_MOST_NAMED]}
+                },
             )
 
     # Steering -----------------------------------------------------------------------
@@ -309,6 +314,8 @@ class ClusterEngine:
             if key not in labels:
                 raise BadRequest(f"node {node.name} has no label {key}")
             del labels[key]
+        if len(labels) > _MOST_LABELS:
+            raise BadRequest(f"a node has at most {_MOST_LABELS} labels")
         node.record = replace(node.record, labels=labels)
         node.site.labels = labels
         self.state.backlog.loosen()
@@ -320,7 +327,7 @@ class ClusterEngine:
         tasks = self.state.tasks_on(node.name)
         if tasks and not event.force:
             raise Conflict(
-                f"{len(tasks)} tasks are on node {node.name}",
+                f"node {node.name} has {len(tasks)} task{'s' if len(tasks) > 1 else ''} on it",
                 hint=f"let them end: kohaku node drain {node.name}; or give them up: --force",
             )
         self._give_up(node.name)
@@ -512,7 +519,7 @@ class ClusterEngine:
         for name in sorted(self.state.on_node.keys() - self.state.fleet.nodes.keys()):
             # A crash between both stores can leave tasks of a node that was removed.
             self._give_up(name)
-        for digest in self.state.fleet.drop_expired_tokens(self._now):
+        for digest in self.state.fleet.drop_old_tokens(self._now):
             self._out.append(DropDocument(JoinTokenRecord, digest))
 
     def _lose(self, node: FleetNode) -> None:

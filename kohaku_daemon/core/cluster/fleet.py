@@ -21,6 +21,8 @@ from protocol.models.node import Inventory, Node, NodeState, Readings
 
 #: A link that is open but silent for this many heartbeats counts as down.
 MISSED_HEARTBEATS: Final = 5
+#: Seconds that a join token is remembered after it has expired.
+_REMEMBER_TOKENS_S: Final = 7 * 86400.0
 
 
 @dataclass(slots=True)
@@ -145,12 +147,15 @@ class Fleet:
         node.readings = None
         node.close_or_open()
 
-    def drop_expired_tokens(self, now: float) -> list[str]:
-        """Forget join tokens that can no longer be used; give their digests."""
+    def drop_old_tokens(self, now: float) -> list[str]:
+        """Forget join tokens that have expired long ago; give their digests.
+
+        Until then whoever tries one is told what is wrong with it.
+        """
         gone = [
             digest
             for digest, token in self.join_tokens.items()
-            if token.expires_at <= now or token.uses_left <= 0
+            if token.expires_at + _REMEMBER_TOKENS_S <= now
         ]
         for digest in gone:
             del self.join_tokens[digest]
@@ -166,8 +171,10 @@ class Fleet:
     def _usable_token(self, digest: str, name: NodeName, now: float) -> JoinTokenRecord:
         hint = "make a new one with: kohaku node join-token"
         token = self.join_tokens.get(digest)
-        if token is None or token.uses_left <= 0:
-            raise Unauthenticated("the join token is unknown or used up", hint=hint)
+        if token is None:
+            raise Unauthenticated("the join token is not known here", hint=hint)
+        if token.uses_left <= 0:
+            raise Unauthenticated(f"the join token {token.prefix}... is used up", hint=hint)
         if token.expires_at <= now:
             raise Unauthenticated(f"the join token {token.prefix}... has expired", hint=hint)
         if token.node and token.node != name:

@@ -12,9 +12,11 @@ from kohaku_daemon.core.access.permissions import Actor, may_see_contents
 from kohaku_daemon.core.cluster.records import BatchRecord, TaskRecord
 from kohaku_daemon.core.cluster.state import ClusterState
 from kohaku_daemon.core.placement.place import verdict
+from protocol.ids import NodeName
 from protocol.messages.cluster import Status
 from protocol.models.node import Claimed, NodeState
-from protocol.models.task import Batch, Cause, Exit, Explanation, Task, TaskSpec, TaskState
+from protocol.models.task import Cause, Exit, Explanation, NodeVerdict, Task, TaskSpec, TaskState
+from protocol.units import render_size
 
 #: Stands where the reader may not see a command.
 _HIDDEN: Final = ("(hidden)",)
@@ -77,24 +79,13 @@ def redact_task(task: Task, actor: Actor) -> Task:
     return replace(task, spec=spec)
 
 
-def view_batch(batch: BatchRecord, states: dict[str, int]) -> Batch:
-    """Show a batch with its tasks counted by state."""
-    return Batch(
-        id=batch.id,
-        owner=batch.owner,
-        name=batch.spec.name,
-        size=batch.size,
-        created_at=batch.created_at,
-        states=states,
-    )
-
-
 def explain_task(state: ClusterState, task: TaskRecord) -> Explanation:
     """Say why a live task is where it is."""
     batch = state.batch_of(task)
     request = batch.request(task.index)
     if task.state is not TaskState.QUEUED:
-        return Explanation(task.id, task.state, describe(task, batch.record.spec))
+        summary = describe(task, batch.record.spec, _absence(state, task.node))
+        return Explanation(task.id, task.state, summary)
     verdicts = []
     for node in sorted(state.fleet.nodes.values(), key=lambda node: node.name):
         held_for = state.backlog.held_for(node.name)
@@ -105,33 +96,51 @@ def explain_task(state: ClusterState, task: TaskRecord) -> Explanation:
         )
         verdicts.append(verdict(request, node.site, reason))
     ahead = state.backlog.ahead_of(task.id)
-    hopeful = sum(one.could_ever for one in verdicts)
+    return Explanation(task.id, task.state, _summary(state, verdicts), ahead, tuple(verdicts))
+
+
+def _summary(state: ClusterState, verdicts: list[NodeVerdict]) -> str:
+    """Say in one sentence what a waiting task waits for."""
     if not verdicts:
-        summary = "waits: no node has joined the cluster"
-    elif not hopeful:
-        summary = "waits: no node there is could ever hold it"
-    else:
-        nodes = f"{hopeful} of {len(verdicts)} nodes" if len(verdicts) > 1 else "the one node"
-        summary = f"waits for room: {nodes} could hold it when idle"
-    return Explanation(task.id, task.state, summary, ahead, tuple(verdicts))
+        return "waits: no node has joined the cluster"
+    hopeful = [one.node for one in verdicts if one.could_ever]
+    if not hopeful:
+        return "waits: no node there is could ever hold it"
+    closed = [name for name in hopeful if state.fleet.nodes[name].site.closed]
+    if closed == hopeful:
+        if len(hopeful) > 1:
+            return f"waits: the {len(hopeful)} nodes that could hold it are out of service"
+        return f"waits for {hopeful[0]}: {state.fleet.nodes[hopeful[0]].site.closed}"
+    nodes = f"{len(hopeful)} of {len(verdicts)} nodes" if len(verdicts) > 1 else "the one node"
+    return f"waits for room: {nodes} could hold it when idle"
 
 
-def describe(task: TaskRecord, spec: TaskSpec) -> str:
-    """Say in one sentence where a placed or ended task stands."""
-    asked = f"; {task.kill_asked_by} has asked for its end" if task.kill_asked_by else ""
+def _absence(state: ClusterState, name: NodeName) -> str:
+    """Say that a node is not there, to stand behind its name; empty if it is."""
+    node = state.fleet.nodes.get(name)
+    return "" if node is None or node.is_online else f", which is {node.state}"
+
+
+def describe(task: TaskRecord, spec: TaskSpec, absence: str = "") -> str:
+    """Say in one sentence where a placed or ended task stands.
+
+    ``absence`` follows the node's name and says that it is not there.
+    """
+    kill = f"; {task.kill_asked_by} has asked for its end" if task.kill_asked_by else ""
+    asked = absence + kill
     match task.state:
         case TaskState.QUEUED:
             return "waits for room"
         case TaskState.ASSIGNED:
-            return f"ordered on {task.node}, which has not confirmed it yet{asked}"
+            return f"ordered, and not confirmed yet, on {task.node}{asked}"
         case TaskState.PREPARING:
-            return f"{task.node} has the order and makes ready{asked}"
+            return f"makes ready on {task.node}{asked}"
         case TaskState.RUNNING:
             return f"runs on {task.node}{asked}"
         case TaskState.PAUSED:
             return f"is held still on {task.node}{asked}"
         case TaskState.LOST:
-            return f"{task.node} is away; if it comes back the task is known again{asked}"
+            return f"{task.node} is away; if it comes back the task is known again{kill}"
         case _:
             return task.reason or (
                 describe_exit(task.exit, spec, task.kill_asked_by) if task.exit else str(task.state)
@@ -149,7 +158,7 @@ def describe_exit(exit_: Exit, spec: TaskSpec, killed_by: str) -> str:
         case Cause.SIGNALLED:
             return f"ended by {signalled}{more}"
         case Cause.OOM:
-            limit = f" of {spec.memory} bytes" if spec.memory else ""
+            limit = f" of {render_size(spec.memory)}" if spec.memory else ""
             return f"ran out of memory: the kernel ended it at its limit{limit}{more}"
         case Cause.KILLED:
             by = f" by {killed_by}" if killed_by else ""
@@ -197,7 +206,8 @@ def _problems(state: ClusterState) -> list[str]:
     for node in nodes:
         if node.state is not NodeState.ONLINE:
             count = len(state.tasks_on(node.name))
-            problems.append(f"node {node.name} is {node.state} with {count} tasks on it")
+            held = f" with {count} task{'s' if count > 1 else ''} on it" if count else ""
+            problems.append(f"node {node.name} is {node.state}{held}")
         problems += [
             f"node {node.name}: backend {info.name}: {info.message}"
             for info in node.record.inventory.backends

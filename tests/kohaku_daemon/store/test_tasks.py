@@ -84,7 +84,6 @@ def test_an_empty_store_has_nothing(store: TaskStore) -> None:
     assert store.page() == []
     assert store.batch_page() == []
     assert store.events() == []
-    assert store.batch_counts(BatchId(1)) == {}
     assert store.batch_summary(BatchId(1)) is None
 
 
@@ -145,17 +144,14 @@ def test_pages_are_what_a_list_would_give(store: TaskStore) -> None:
         )
 
     assert list(store.live_tasks()) == [task for task in everything if task.state in LIVE_STATES]
-    assert store.newest_tasks(20) == [task.id for task in newest[:20]]
     assert store.recent_counts(50.0) == Counter(
         task.state for task in everything if task.state.is_final and task.ended_at >= 50
     )
     for batch in batches:
         of_batch = [task for task in everything if task.batch == batch.id]
-        assert store.batch_counts(batch.id) == Counter(task.state for task in of_batch)
-        assert store.batch_task_ids(batch.id) == [task.id for task in of_batch]
-        assert store.batch_task_ids(batch.id, unfinished=True) == [
-            task.id for task in of_batch if not task.state.is_final
-        ]
+        summary = store.batch_summary(batch.id)
+        assert summary is not None
+        assert summary.states == Counter(task.state.value for task in of_batch)
 
 
 def test_batches_are_listed_newest_first_with_their_tasks_counted(store: TaskStore) -> None:

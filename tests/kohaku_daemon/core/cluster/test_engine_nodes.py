@@ -186,7 +186,7 @@ def test_a_used_up_token_is_not_good_after_a_restart_either() -> None:
 @pytest.mark.parametrize(
     ("token", "after_s", "words"),
     [
-        (None, 0.0, "the join token is unknown or used up"),
+        (None, 0.0, "the join token is not known here"),
         (a_token(), 60.0, "the join token khj_12345... has expired"),
         (a_token(node="n7"), 0.0, "the join token khj_12345... is for node n7, not n1"),
     ],
@@ -199,6 +199,15 @@ def test_a_token_that_is_no_good(token: JoinTokenAsked | None, after_s: float, w
     assert play.refusal is not None
     assert play.refusal.message == words
     assert play.engine.state.fleet.nodes == {}
+
+
+def test_a_token_that_is_used_up_says_so() -> None:
+    play = Playbook(a_cluster())
+    play.tell(a_token())
+    play.tell(join("n1"))
+    play.tell(join("n2"))
+    assert play.refusal is not None
+    assert play.refusal.message == "the join token khj_12345... is used up"
 
 
 def test_a_taken_name_is_refused_and_costs_no_use(play: Playbook) -> None:
@@ -234,9 +243,10 @@ def test_a_token_that_makes_no_sense_is_not_made(token: JoinTokenAsked) -> None:
     assert play.tell(token) == ["refuse bad_request"]
 
 
-def test_tokens_are_forgotten_when_they_can_no_longer_be_used() -> None:
+def test_tokens_are_forgotten_a_week_after_they_can_no_longer_be_used() -> None:
     play = Playbook(a_cluster())
     play.tell(a_token())
-    assert play.tell(Ticked(), after_s=59.0) == []
+    week_s = 7 * 86400.0
+    assert play.tell(Ticked(), after_s=59.0 + week_s) == []
     assert play.tell(Ticked(), after_s=1.0) == ["drop join token token-digest"]
     assert play.kept.documents == {}

@@ -10,7 +10,6 @@ from kohaku_daemon.core.cluster.views import (
     describe_exit,
     explain_task,
     redact_task,
-    view_batch,
     view_status,
     view_task,
 )
@@ -85,6 +84,15 @@ def test_what_nobody_can_hold_any_more_says_so() -> None:
     assert explained(play, 1).summary == "waits: no node there is could ever hold it"
 
 
+def test_what_a_task_waits_for_while_no_node_is_there() -> None:
+    play = Playbook(a_cluster([a_node("n1"), a_node("n2")], online=False))
+    play.tell(a_submission(targets=["n1"]))
+    play.tell(a_submission(request_id="the-next"))
+    assert explained(play, 1).summary == "waits for n1: the node is offline"
+    words = "waits: the 2 nodes that could hold it are out of service"
+    assert explained(play, 2).summary == words
+
+
 def test_where_a_task_stands_in_each_state() -> None:
     play = Playbook(a_cluster([a_node("n1")]))
     said = []
@@ -100,12 +108,15 @@ def test_where_a_task_stands_in_each_state() -> None:
         note()
     play.kill(1)
     note()
+    play.tell(RunnerGone(NodeName("n1"), "its connection closed"))
+    note()
     assert said == [
-        "ordered on n1, which has not confirmed it yet",
-        "n1 has the order and makes ready",
+        "ordered, and not confirmed yet, on n1",
+        "makes ready on n1",
         "runs on n1",
         "is held still on n1",
         "is held still on n1; ada has asked for its end",
+        "is held still on n1, which is offline; ada has asked for its end",
     ]
     play.hear(1, AttemptState.ENDED, exit_=Exit(Cause.SIGNALLED, signal=9))
     assert describe(play.task(1), a_spec()) == "killed by ada with signal 9"
@@ -199,13 +210,6 @@ def test_a_row_of_a_list_is_small_whatever_the_task_is() -> None:
     assert brief_task(short) is short
 
 
-def test_a_batch_is_shown_with_its_tasks_counted() -> None:
-    play = Playbook(a_cluster([a_node("n1")]))
-    play.tell(a_submission(a_spec(name="sweep"), array=3))
-    batch = view_batch(play.kept.batches[play.answer.batch], {"queued": 3})
-    assert (batch.name, batch.size, batch.states, batch.owner) == ("sweep", 3, {"queued": 3}, "ada")
-
-
 def test_the_cluster_at_a_glance() -> None:
     sick = an_inventory(2, backends=(BackendInfo("docker", False, "no daemon answers"),))
     nodes = [a_node("n1", an_inventory(gpus=2)), a_node("n2", sick), a_node("n3", draining=True)]
@@ -224,7 +228,7 @@ def test_the_cluster_at_a_glance() -> None:
     assert status.problems == (
         "node n1: GPU GPU-1 is out of service: fell off the bus",
         "node n2: backend docker: no daemon answers",
-        "node n3 is offline with 0 tasks on it",
+        "node n3 is offline",
     )
 
 
