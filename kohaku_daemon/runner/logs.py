@@ -2,8 +2,8 @@
 
 Knows: where the files are, how large they may get, how long they are kept, how to send them
 on while they grow.
-Does not know: who asks, how a launch runs. Programs write straight into the files, so that
-nothing is lost while the runner is away.
+Does not know: who asks, how a launch runs. What a program writes reaches the files without
+the runner, so that nothing is lost while that is away.
 
 All but ``read`` blocks on the disk: run it in a thread.
 """

@@ -13,7 +13,7 @@ import resource
 import select
 import signal
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from kohaku_daemon.backends.process import linux
@@ -59,19 +59,21 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def become(plan: LaunchPlan, parent: int) -> None:
+def become(plan: LaunchPlan, sinks: Sequence[int], parent: int) -> None:
     """Turn the calling process into the task: does not return if it works.
 
     Args:
         plan: What to become.
+        sinks: Its standard output and standard error.
         parent: A pidfd of the shim.
 
     Raises:
         StepFailed: A step failed. The process is half-way and must end.
     """
     os.setsid()
-    with _step("open its output files"):
-        _open_streams(plan)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, sink in enumerate(sinks, start=1):
+        os.dup2(sink, number)
     if plan["group"] is not None:
         with _step("join its cgroup"):
             Group(plan["group"]["folders"]).join()
@@ -102,16 +104,6 @@ def _step(what: str, *, named: bool = True) -> Iterator[None]:
     except OSError as error:
         where = f" ({error.filename})" if named and error.filename else ""
         raise StepFailed(f"cannot {what}: {error.strerror}{where}") from error
-
-
-def _open_streams(plan: LaunchPlan) -> None:
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for number, path in ((1, plan["stdout"]), (2, plan["stderr"])):
-        opened = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o640)
-        if plan["uid"] >= 0:
-            # So that a script may open /dev/stdout again, which checks the file's owner.
-            os.fchown(opened, plan["uid"], -1)
-        os.dup2(opened, number)
 
 
 def _build(sandbox: SandboxPlan, scratch: str, uid: int) -> None:

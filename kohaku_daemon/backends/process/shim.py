@@ -1,7 +1,8 @@
 """The shim: the small process that keeps one launch, from its start to its recorded end.
 
-It is forked by the launcher, outlives it and the runner, and waits for the program itself,
-so that the exit status is the kernel's own word. Nothing is wrapped in another program that
+It is forked by the launcher, outlives it and the runner, passes on what the program writes
+(``output``), and waits for the program itself, so that the exit status is the kernel's own
+word. Nothing is wrapped in another program that
 might translate it: see ``backend``.
 
     shim                 takes the launch, waits, records the end, sweeps what is left
@@ -19,12 +20,16 @@ import contextlib
 import errno
 import json
 import os
+import resource
+import select
 import signal
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from kohaku_daemon.backends.process import files, linux, record, sandbox, tree
 from kohaku_daemon.backends.process.group import Group
+from kohaku_daemon.backends.process.output import Output
 from kohaku_daemon.backends.process.record import Ending, Keeper, LaunchPlan
 
 #: Answers to the launcher: the program runs; another keeper has the launch; a reason.
@@ -37,6 +42,8 @@ _LONGEST: Final = 600
 #: How long to go on killing what a launch left behind. What is stuck in the kernel longer
 #: (a dead NFS server) would otherwise hold the end back for ever.
 SWEEP_S: Final = 10.0
+#: Milliseconds after which what a program has left to the shim is reaped once it has ended.
+_REAP_MS: Final = 1000
 
 
 def keep(plan: LaunchPlan, answer: int) -> None:
@@ -50,7 +57,7 @@ def keep(plan: LaunchPlan, answer: int) -> None:
     os.closerange(answer + 1, 1 << 20)
     os.setsid()
     files.write_text("/proc/self/comm", "kohaku-shim")
-    if plan["group"] is None and plan["sandbox"] is None:
+    if _is_bare(plan):
         # What a program leaves behind becomes the shim's child, so that it can be found.
         linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     me = os.pidfd_open(os.getpid())
@@ -91,20 +98,29 @@ def _describe(plan: LaunchPlan, init: int) -> Keeper:
     )
 
 
+def _is_bare(plan: LaunchPlan) -> bool:
+    """Say whether neither a cgroup nor a namespace holds what the program starts."""
+    return plan["group"] is None and plan["sandbox"] is None
+
+
 def _run(plan: LaunchPlan, keeper: Keeper, me: int, answer: int) -> None:
     group = Group(keeper.group)
-    program, reason = 0, _prepare(plan, group)
+    outputs: list[Output] = []
+    program, reason = 0, _prepare(plan, group, outputs)
     if not reason:
-        program, reason = _start_program(plan, me)
+        program, reason = _start_program(plan, outputs, me)
     try:
         if reason:
             record.write_ending(plan["folder"], Ending(0, _now(), error=reason))
             _say(answer, FAILED, reason)
         else:
             _say(answer, STARTED)
-            record.write_ending(plan["folder"], _wait(program, group))
+            reap_ms = _REAP_MS if _is_bare(plan) else None
+            record.write_ending(plan["folder"], _wait(program, outputs, reap_ms, group))
     finally:
         _sweep(group, keeper.init)
+        for output in outputs:
+            output.finish()
 
 
 def _start_init(plan: LaunchPlan, me: int) -> int:
@@ -142,20 +158,21 @@ def _be_init(parent: int) -> None:
                 pass
 
 
-def _prepare(plan: LaunchPlan, group: Group) -> str:
-    """Make the cgroup and give the scratch folder to its user; say what failed, if anything."""
+def _prepare(plan: LaunchPlan, group: Group, outputs: list[Output]) -> str:
+    """Make all that the program needs, its outputs too; say what failed, if anything."""
     try:
         if plan["group"] is not None:
             group.make(plan["group"])
         if plan["uid"] >= 0:
             os.chown(plan["scratch"], plan["uid"], plan["uid"])
             os.chmod(plan["scratch"], 0o700)
+        outputs += [Output(plan[name], plan["uid"]) for name in ("stdout", "stderr")]
     except OSError as error:
         return f"cannot prepare the launch: {error.strerror} ({error.filename})"
     return ""
 
 
-def _start_program(plan: LaunchPlan, me: int) -> tuple[int, str]:
+def _start_program(plan: LaunchPlan, outputs: Sequence[Output], me: int) -> tuple[int, str]:
     """Start the program; give its pid, and why it failed if it did."""
     try:
         read, write = os.pipe()  # both close on exec: its end of file means "it runs"
@@ -165,7 +182,7 @@ def _start_program(plan: LaunchPlan, me: int) -> tuple[int, str]:
     if pid == 0:
         try:
             os.close(read)
-            sandbox.become(plan, me)
+            sandbox.become(plan, [output.sink for output in outputs], me)
         except sandbox.StepFailed as error:
             os.write(write, str(error).encode("utf-8", "replace"))
         except BaseException as error:
@@ -174,6 +191,8 @@ def _start_program(plan: LaunchPlan, me: int) -> tuple[int, str]:
         finally:
             os._exit(127)
     os.close(write)
+    for output in outputs:
+        output.leave()
     reason = b""
     while part := os.read(read, 4096):
         reason += part
@@ -181,12 +200,17 @@ def _start_program(plan: LaunchPlan, me: int) -> tuple[int, str]:
     return pid, reason.decode("utf-8", "replace")
 
 
-def _wait(program: int, group: Group) -> Ending:
-    """Wait for the program, reaping whatever else ends meanwhile."""
-    while True:
-        pid, status, usage = os.wait4(-1, 0)
-        if pid == program:
-            break
+def _wait(program: int, outputs: Sequence[Output], reap_ms: int | None, group: Group) -> Ending:
+    """Wait for the program, passing on what it writes and reaping whatever else ends."""
+    sources = {output.source: output for output in outputs}
+    poll = select.poll()
+    for descriptor in (os.pidfd_open(program), *sources):
+        poll.register(descriptor, select.POLLIN)
+    while (end := _find_end(program)) is None:
+        for descriptor, _ in poll.poll(reap_ms):
+            if descriptor in sources and not sources[descriptor].pass_on():
+                poll.unregister(descriptor)
+    status, usage = end
     return Ending(
         status=status,
         ended_at=_now(),
@@ -195,6 +219,16 @@ def _wait(program: int, group: Group) -> Ending:
         system_s=usage.ru_stime,
         peak_memory=usage.ru_maxrss * 1024,
     )
+
+
+def _find_end(program: int) -> tuple[int, resource.struct_rusage] | None:
+    """Reap what has ended, up to the program; give its wait status and usage if it has."""
+    while True:
+        pid, status, usage = os.wait4(-1, os.WNOHANG)
+        if pid == program:
+            return status, usage
+        if pid == 0:
+            return None
 
 
 def _sweep(group: Group, init: int) -> None:

@@ -382,6 +382,40 @@ async def test_a_hole_that_could_not_be_punched_is_not_remembered(
     check_chunks(chunks, end)
 
 
+async def test_an_output_that_somebody_cut_short_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    logs = logs_in(tmp_path, cap=MIB)
+    path = logs.make(KEY).stdout
+    append(path, lines(0, 5 * MIB // 16))
+    logs.trim(KEY)
+    os.truncate(path, 32)
+    logs.trim(KEY)
+    assert await text(logs) == lines(0, 2)
+    assert await text(logs, stdout_from=-16) == lines(1, 1)
+    assert await text(logs, stdout_from=48) == b""
+
+
+async def test_whoever_follows_an_output_that_is_cut_short_goes_on_where_it_was(
+    tmp_path: Path,
+) -> None:
+    logs = logs_in(tmp_path)
+    path = logs.make(KEY).stdout
+    append(path, lines(0, 100))
+    looks = 0
+
+    def is_live() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 2:  # all was read
+            os.truncate(path, 16)
+        if looks == 4:
+            append(path, lines(1, 101))
+        return looks < 4
+
+    chunks, end = await read(logs, wanted(sources=OUT, follow=True), is_live)
+    check_chunks(chunks, end)
+    assert end == LogEnd(102 * 16, 0)
+
+
 # -- How long it is kept -------------------------------------------------------------------
 
 

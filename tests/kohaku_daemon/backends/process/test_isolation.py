@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 from pathlib import Path
@@ -136,8 +137,41 @@ async def test_its_variables_say_which_task_it_is(rig: Rig) -> None:
     assert env["HOME"] == folder == str(folders.scratch)
 
 
-async def test_it_may_open_its_own_output_again(rig: Rig) -> None:
-    assert await ask(rig, "echo one >> /dev/stdout; echo two >> /dev/stderr") == "one\ntwo\n"
+@pytest.mark.parametrize(
+    "script",
+    [
+        "echo one; echo two > /dev/stdout; echo three",
+        "echo one >&2; echo two > /dev/stderr; echo three >&2",
+        "echo one >&2; echo two | tee /dev/stderr > file; echo three >&2",
+        "exec 1>&2; echo one; echo two > /dev/fd/1; echo three",
+    ],
+)
+async def test_opening_its_own_output_again_loses_nothing(rig: Rig, script: str) -> None:
+    assert await ask(rig, script) == "one\ntwo\nthree\n"
+
+
+async def test_output_written_at_once_from_many_sides_is_whole(rig: Rig) -> None:
+    line = "x" * 999
+    many = "i=0; while [ $i -lt 500 ]; do echo $1; i=$((i+1)); done"
+    script = f"for _ in 1 2 3 4; do ({many}) & done; wait"
+    exit_, folders = await rig.run(sh(script, line))
+    assert exit_.code == 0
+    assert folders.stdout.read_text() == f"{line}\n" * 2000
+
+
+async def test_what_closes_its_output_still_runs_to_its_end(rig: Rig) -> None:
+    exit_, folders = await rig.run(sh("echo out; exec >&- 2>&-; sleep 0.3; exit 6"))
+    assert exit_ == Exit(Cause.EXITED, code=6)
+    assert folders.stdout.read_text() == "out\n"
+
+
+async def test_a_full_disk_holds_nothing_up(rig: Rig, small_disk: Path) -> None:
+    launch, handle, folders = rig.launch(sh("head -c 3000000 /dev/zero; echo end >&2; exit 6"))
+    folders = dataclasses.replace(folders, stdout=small_disk / "stdout")
+    await rig.backend.start(launch, handle, folders)
+    assert await rig.watch(handle).wait() == Exit(Cause.EXITED, code=6)
+    assert folders.stdout.stat().st_size == 1 << 20
+    assert folders.stderr.read_text() == "end\n"
 
 
 async def test_what_is_said_of_it_is_what_it_has(rig: Rig, form: Form) -> None:
