@@ -586,9 +586,11 @@ def _find_context(url: str | None, token: str | None, name: str | None) -> conte
     if url is None and name is None and not in_environment:
         saved = contexts.current()
         if saved is None:
+            known = [context.name for context in contexts.load().contexts]
+            choose = f"choose a saved one with: kohaku context use {known[0]}, or " if known else ""
             raise Unavailable(
-                "no host is known",
-                hint="log in with: kohaku login URL, or set KOHAKU_HOST and KOHAKU_TOKEN",
+                "no host is chosen" if known else "no host is known",
+                hint=f"{choose}log in with: kohaku login URL, or set KOHAKU_HOST and KOHAKU_TOKEN",
             )
         return msgspec.structs.replace(saved, token=token or token_in_environment or saved.token)
     if url is None and name is not None:

@@ -25,7 +25,7 @@ from protocol.methods import WHOAMI
 
 if TYPE_CHECKING:
     from protocol.client import Cluster
-    from protocol.contexts import Context
+    from protocol.contexts import Context, Contexts
 
 _COLUMNS = (
     Column("IN USE"),
@@ -53,6 +53,8 @@ def login(
         str,
         typer.Option("--name", metavar="CONTEXT", help="What to save it as.", show_default=False),
     ] = "",
+    *,
+    as_json: AsJson = False,
 ) -> None:
     """Save a host and your token for it.
 
@@ -72,16 +74,25 @@ def login(
         cluster=who.cluster,
     )
     contexts.save(saved)
+    if as_json:
+        output.print_document(_document(saved, in_use=True))
+        return
     output.note(f"logged in to {address} as {who.user} ({who.role}), saved as context {saved.name}")
 
 
-def logout(context: OnContext = "") -> None:
+def logout(*, as_json: AsJson = False, context: OnContext = "") -> None:
     """Forget the current context and its token."""
     from protocol import contexts
 
-    name = context or _current().name
-    contexts.remove(name)
-    output.note(f"context {name} is forgotten; its token stays valid until it is revoked")
+    forgotten = contexts.load().find(context) if context else current_context()
+    contexts.remove(forgotten.name)
+    if as_json:
+        output.print_document(_document(forgotten, in_use=False))
+        return
+    output.note(f"context {forgotten.name} is forgotten; its token stays valid until it is revoked")
+    left = contexts.load()
+    if left.contexts and not left.current:
+        output.note(f"none is in use now; {_way_back(left)}")
 
 
 def whoami(*, as_json: AsJson = False, context: OnContext = "") -> None:
@@ -131,11 +142,14 @@ def list_contexts(*, as_json: AsJson = False) -> None:
         output.note("KOHAKU_HOST is set and goes before them", "yellow")
 
 
-def use_context(name: ContextName) -> None:
+def use_context(name: ContextName, *, as_json: AsJson = False) -> None:
     """Use a saved context from now on."""
     from protocol import contexts
 
     context = contexts.use(name)
+    if as_json:
+        output.print_document(_document(context, in_use=True))
+        return
     output.note(f"now using {context.name}: {context.url}")
 
 
@@ -151,7 +165,7 @@ def show_context(
     from protocol import contexts
 
     saved = contexts.load()
-    context = saved.find(name) if name else _current()
+    context = saved.find(name) if name else current_context()
     in_use = context.name == saved.current
     if as_json:
         output.print_document(_document(context, in_use=in_use))
@@ -167,17 +181,33 @@ def show_context(
     )
 
 
+def current_context() -> Context:
+    """Give the saved context in use.
+
+    Raises:
+        Unavailable: None is.
+    """
+    from protocol import contexts
+
+    saved = contexts.load()
+    if not saved.current:
+        raise Unavailable("no context is in use", hint=_way_back(saved))
+    return saved.find(saved.current)
+
+
 async def _whoami(cluster: Cluster) -> Identity:
     return await cluster.call(WHOAMI, WhoAmI())
 
 
-def _current() -> Context:
-    from protocol import contexts
-
-    context = contexts.current()
-    if context is None:
-        raise Unavailable("no context is in use", hint="log in with: kohaku login URL")
-    return context
+def _way_back(saved: Contexts) -> str:
+    """Say what to do where no context is in use."""
+    match [context.name for context in saved.contexts]:
+        case []:
+            return "log in with: kohaku login URL"
+        case [name]:
+            return f"choose it with: kohaku context use {name}"
+        case names:
+            return f"choose one of {', '.join(names)} with: kohaku context use NAME"
 
 
 def _document(context: Context, *, in_use: bool) -> dict[str, Plain]:

@@ -18,7 +18,7 @@ from kohaku_tui.cli.options import (
 )
 from kohaku_tui.cli.reach import ask_cluster
 from kohaku_tui.cli.table import Column, Row
-from kohaku_tui.cli.task import tell_steered
+from kohaku_tui.cli.task import kill_and_tell
 from kohaku_tui.cli.task_view import TASK_COLUMNS, task_row
 from kohaku_tui.cli.wait import wait_and_exit
 from kohaku_tui.document import to_document
@@ -104,8 +104,7 @@ def wait(
 
 def kill(batch: OneBatchId, *, as_json: AsJson = False, context: OnContext = "") -> None:
     """End all tasks of a batch that are not over."""
-    wanted = batch_id(batch)
-    tell_steered("kill", ask_cluster(context, lambda c: c.kill(batch=wanted)), as_json=as_json)
+    kill_and_tell((), batch_id(batch), as_json=as_json, context=context)
 
 
 async def _gather(cluster: Cluster, owner: str, most: int | None) -> BatchPage:

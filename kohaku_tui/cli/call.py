@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import msgspec
 import typer
@@ -22,6 +23,11 @@ from protocol.methods import METHODS, WATCH, Door, Method, StreamingMethod
 if TYPE_CHECKING:
     from protocol.client import Cluster
 
+#: How msgspec (0.22) says that a value is missing which dotted keys can give.
+_MISSING: Final = re.compile(
+    r"Object missing required field `(?P<field>\w+)`(?: - at `\$\.(?P<inside>[\w.]+)`)?"
+)
+
 MethodName = Annotated[str, typer.Argument(metavar="METHOD", autocompletion=complete_methods)]
 
 
@@ -29,7 +35,7 @@ def call(
     name: MethodName,
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", show_default=False),
+        typer.Argument(metavar="KEY=VALUE...", show_default=False),
     ] = None,
     *,
     as_json: AsJson = False,
@@ -73,12 +79,18 @@ def read_params(method: Method[Any, Any], words: Sequence[str]) -> msgspec.Struc
         # Not strict: ids may be given as they are printed, as strings.
         params: msgspec.Struct = msgspec.convert(plain, method.params, strict=False)
     except msgspec.ValidationError as reason:
-        raise BadRequest(
-            f"{method.name}: {reason}",
-            hint="text that reads as JSON needs its own quotes: KEY='\"1\"'",
-        ) from None
+        raise BadRequest(f"{method.name}: {reason}", hint=_hint_for(str(reason))) from None
     _refuse_unknown(plain, params, method.name)
     return params
+
+
+def _hint_for(reason: str) -> str:
+    """Say what to write instead, where msgspec's reason shows it."""
+    if reason.startswith("Expected `str`"):
+        return "text that reads as JSON needs its own quotes: KEY='\"1\"'"
+    if missing := _MISSING.fullmatch(reason):
+        return f"add {'.'.join(filter(None, missing.group('inside', 'field')))}=VALUE"
+    return ""
 
 
 async def _stream(
@@ -101,7 +113,7 @@ def _find(name: str) -> Method[Any, Any]:
     known = [entry.name for entry in METHODS.values() if entry.door is not Door.RUNNER]
     if method is not None:
         raise BadRequest(f"{name} is for runners only")
-    raise _unknown("method", name, known)
+    raise _unknown(f"there is no method {name!r}", name, known)
 
 
 def _put(plain: dict[str, Any], path: Sequence[str], value: Any, word: str) -> None:
@@ -130,16 +142,18 @@ def _refuse_unknown(plain: Any, value: Any, where: str) -> None:
     if isinstance(value, msgspec.Struct) and isinstance(plain, dict):
         for key, inner in plain.items():
             if key not in value.__struct_fields__:
-                raise _unknown(f"parameter of {where}", key, value.__struct_fields__)
+                raise _unknown(f"{where} has no parameter {key!r}", key, value.__struct_fields__)
             _refuse_unknown(inner, getattr(value, key), f"{where} {key}")
     elif isinstance(value, list | tuple) and isinstance(plain, list | tuple):
         for inner, item in zip(plain, value, strict=False):
             _refuse_unknown(inner, item, where)
 
 
-def _unknown(thing: str, name: str, known: Sequence[str]) -> BadRequest:
+def _unknown(message: str, name: str, known: Sequence[str]) -> BadRequest:
     from difflib import get_close_matches
 
+    if not known:
+        return BadRequest(message, hint="it takes none")
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(known))}"
-    return BadRequest(f"there is no {thing} {name!r}", hint=hint)
+    return BadRequest(message, hint=hint)

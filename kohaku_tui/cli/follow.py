@@ -1,24 +1,27 @@
 """Staying with tasks until they are over: their output, their states, their end.
 
-Knows: when a task has output to follow, how watching and asking fill each other's gaps, which
-exit status stands for several tasks.
+Knows: when a task has output to follow, how watching and asking fill each other's gaps, when
+silence has to be explained, which exit status stands for several tasks.
 Does not know: which command wants it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from kohaku_tui.cli import output
 from kohaku_tui.cli.log_writer import STDERR, STDOUT, LogWriter, end_notes
-from kohaku_tui.format import counts_text, exit_text, plural
+from kohaku_tui.format import counts_text, exit_text, plural, task_state
 from protocol.errors import KohakuError, Unavailable
 from protocol.ids import BatchId, TaskId
 from protocol.messages.cluster import Topic
+from protocol.messages.node import OneNode
 from protocol.messages.stream import LogChunk, LogEnd, Source
+from protocol.methods import NODE_SHOW
+from protocol.models.node import NodeState
 from protocol.models.task import Cause, Task, TaskState
 
 if TYPE_CHECKING:
@@ -55,12 +58,23 @@ async def changes(cluster: Cluster, ids: Sequence[TaskId]) -> AsyncGenerator[Tas
 
 
 async def wait_started(cluster: Cluster, task: TaskId) -> Task:
-    """Give the task once its program has run, or once it is clear that it never will."""
-    async with aclosing(changes(cluster, [task])) as steps:
-        async for seen in steps:
-            if seen.started_at or seen.state.is_over:
-                return seen
+    """Give the task once its program has run, or once it is clear that it never will.
+
+    Until then a terminal is told where it stands.
+    """
+    with output.progress() as tell:
+        async with aclosing(changes(cluster, [task])) as steps:
+            async for seen in steps:
+                if seen.started_at or seen.state.is_over:
+                    return seen
+                where = f" on {seen.node}" if seen.node else f"; why: kohaku task explain {task}"
+                tell(f"waiting for task {task}: {task_state(seen)}{where}")
     return await cluster.task(task)
+
+
+def absence_told(cluster: Cluster, task: TaskId) -> AbstractAsyncContextManager[None]:
+    """Say on stderr, while inside, when the node that a task is on or wants is not there."""
+    return _meanwhile(_tell_absence(cluster, task))
 
 
 async def follow_output(cluster: Cluster, ids: Sequence[TaskId]) -> list[Task]:
@@ -107,14 +121,8 @@ async def wait_over(
     """
     if not output.talks_to_terminal():
         return await _wait(cluster, ids, batch, timeout_s)
-    import asyncio
-
-    telling = asyncio.get_running_loop().create_task(_tell_progress(cluster, ids, batch))
-    try:
+    async with _meanwhile(_tell_progress(cluster, ids, batch)):
         return await _wait(cluster, ids, batch, timeout_s)
-    finally:
-        telling.cancel()
-        await asyncio.wait([telling])  # it takes its line off the terminal
 
 
 def exit_status(tasks: Sequence[Task]) -> int:
@@ -155,29 +163,62 @@ async def _wait(
 
 
 async def _tell_progress(cluster: Cluster, ids: Sequence[TaskId], batch: BatchId | None) -> None:
-    from rich.console import Console
-
     states: dict[TaskId, TaskState] = {}
     subject = plural(len(ids), "task") if batch is None else f"batch {batch}"
     try:
-        with Console(stderr=True).status(f"waiting for {subject}") as status:
+        with output.progress() as tell:
+            tell(f"waiting for {subject}")
             async for update in cluster.watch([Topic.TASKS], tasks=ids, batch=batch):
                 if update.start:
                     states.clear()
                 states.update((task.id, task.state) for task in update.tasks)
-                status.update(f"waiting for {subject}: {counts_text(Counter(states.values()))}")
+                tell(f"waiting for {subject}: {counts_text(Counter(states.values()))}")
     except KohakuError:
         return  # progress is a kindness; the wait itself reports what is wrong
 
 
+async def _tell_absence(cluster: Cluster, task: TaskId) -> None:
+    try:
+        seen, said = await cluster.task(task), ""
+        async for update in cluster.watch([Topic.TASKS, Topic.EVENTS], tasks=[task]):
+            seen = next(iter(update.tasks), seen)
+            wanted = seen.node or (seen.target.node if seen.target else "")
+            # The diary tells when to look again: it is quieter than a watch of all nodes.
+            news = update.ready or update.tasks or any(e.node == wanted for e in update.events)
+            if not wanted or not news:
+                continue
+            node = (await cluster.call(NODE_SHOW, OneNode(wanted))).node
+            away = node.state is not NodeState.ONLINE
+            line = f"waiting for {wanted}, which is {node.state}" if away else ""
+            if line and line != said:
+                output.note(line)
+            said = line
+    except KohakuError:
+        return  # a kindness, too
+
+
+@asynccontextmanager
+async def _meanwhile(job: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Run a job beside what is inside, and end it with that."""
+    import asyncio
+
+    running = asyncio.get_running_loop().create_task(job)
+    try:
+        yield
+    finally:
+        running.cancel()
+        await asyncio.wait([running])  # it takes its line off the terminal
+
+
 async def _follow_one(cluster: Cluster, task: TaskId) -> Task:
-    if (seen := await wait_started(cluster, task)).started_at:
-        writer = LogWriter({Source.STDOUT: STDOUT, Source.STDERR: STDERR})
-        try:
-            await write_logs(writer, cluster.logs(task, follow=True))
-        except Unavailable as reason:
-            # Its node may be gone: what became of the task is still to be told.
-            output.note(f"the output of task {task} breaks off: {reason.message}")
+    async with absence_told(cluster, task):
+        if (seen := await wait_started(cluster, task)).started_at:
+            writer = LogWriter({Source.STDOUT: STDOUT, Source.STDERR: STDERR})
+            try:
+                await write_logs(writer, cluster.logs(task, follow=True))
+            except Unavailable as reason:
+                # Its node may be gone: what became of the task is still to be told.
+                output.note(f"the output of task {task} breaks off: {reason.message}")
     if seen.state.is_final:
         return seen
     return (await cluster.wait([task]))[0]

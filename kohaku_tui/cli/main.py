@@ -34,6 +34,7 @@ from kohaku_tui.cli import (
     task,
     wait,
 )
+from kohaku_tui.cli.options import AsJson
 from protocol.errors import BadRequest, Internal, KohakuError
 
 #: 128 + SIGPIPE: what a shell shows for a program whose reader went away.
@@ -60,6 +61,13 @@ class _Family(TyperGroup):
             output.note(ctx.get_help())
             raise typer.Exit(BadRequest.exit_status)
         return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Hand ``kohaku --json COMMAND`` on: a command that has no such option refuses it."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if ctx.find_root().params.get("as_json") and not isinstance(command, TyperGroup):
+            rest = ["--json", *rest]
+        return name, command, rest
 
 
 class _Root(_Family):
@@ -136,15 +144,19 @@ def _root(
     debug: Annotated[
         bool, typer.Option("--debug", help="Log to stderr; show where a bug is.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     if version:
-        output.say(f"kohaku {find_version()}")
+        if as_json:
+            output.print_document({"version": find_version()})
+        else:
+            output.say(f"kohaku {find_version()}")
         raise typer.Exit
     if debug:
         os.environ[_DEBUG] = "1"
     _set_up_logging()
     if ctx.invoked_subcommand is None:
-        _start_here()
+        _start_here(as_json=as_json)
 
 
 def run() -> None:
@@ -186,11 +198,14 @@ def main(arguments: Sequence[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _start_here() -> None:
+def _start_here(*, as_json: bool) -> None:
     from protocol import contexts
 
-    if os.environ.get("KOHAKU_HOST") or contexts.current() is not None:
-        status.status()
+    if os.environ.get("KOHAKU_HOST"):
+        status.status(as_json=as_json)
+    elif as_json or contexts.load().contexts:
+        access.current_context()  # or say how to choose one
+        status.status(as_json=as_json)
     else:
         output.say(_FIRST_STEPS)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from kohaku_tui.cli import output
-from kohaku_tui.cli.options import AsJson, NodeNames, OnContext, OneNodeName, parse_pairs
+from kohaku_tui.cli.options import AsJson, NodeNames, OnContext, OneNodeName, parse_pairs, sendable
 from kohaku_tui.cli.reach import ask_cluster
 from kohaku_tui.cli.table import Cell, Column, Row
 from kohaku_tui.document import to_document
@@ -100,7 +100,7 @@ def undrain(nodes: NodeNames, *, as_json: AsJson = False, context: OnContext = "
 def label(
     node: OneNodeName,
     labels: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", show_default=False)
+        list[str] | None, typer.Argument(metavar="KEY=VALUE...", show_default=False)
     ] = None,
     unset: Annotated[
         list[str] | None, typer.Option("--unset", metavar="KEY", help="Take a label off.")
@@ -134,6 +134,7 @@ def remove(
         bool, typer.Option("--force", help="Also while tasks are on it; they count as killed.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
     context: OnContext = "",
 ) -> None:
     """Take a node out of the cluster.
@@ -146,7 +147,9 @@ def remove(
     async def ask(cluster: Cluster) -> NodeResult:
         return await cluster.call(NODE_REMOVE, RemoveNode(node, force))
 
-    ask_cluster(context, ask)
+    answer = ask_cluster(context, ask)
+    if as_json:
+        output.print_document(to_document(answer.node))
 
 
 def join_token(
@@ -167,7 +170,7 @@ def join_token(
 
     It is printed alone, and shown this once.
     """
-    wanted = MakeJoinToken(uses=uses, lasts_s=parse_duration(lasts), node=node)
+    wanted = MakeJoinToken(uses=sendable("--uses", uses), lasts_s=parse_duration(lasts), node=node)
 
     async def ask(cluster: Cluster) -> JoinToken:
         return await cluster.call(NODE_JOIN_TOKEN, wanted)

@@ -7,7 +7,7 @@ Does not know: what any command does with them.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -15,6 +15,9 @@ from kohaku_tui.cli.complete import complete_batches, complete_contexts, complet
 from kohaku_tui.cli.complete import complete_tasks as complete_task_ids
 from protocol.errors import BadRequest
 from protocol.ids import BatchId, TaskId, parse_id
+
+#: Peers keep numbers in 64 bits with a sign.
+_LARGEST: Final = 2**63 - 1
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON document.")]
 OnContext = Annotated[
@@ -37,10 +40,10 @@ Timeout = Annotated[
     ),
 ]
 OneTaskId = Annotated[str, typer.Argument(metavar="ID", autocompletion=complete_task_ids)]
-TaskIds = Annotated[list[str], typer.Argument(metavar="ID", autocompletion=complete_task_ids)]
+TaskIds = Annotated[list[str], typer.Argument(metavar="ID...", autocompletion=complete_task_ids)]
 OneBatchId = Annotated[str, typer.Argument(metavar="ID", autocompletion=complete_batches)]
 OneNodeName = Annotated[str, typer.Argument(metavar="NODE", autocompletion=complete_nodes)]
-NodeNames = Annotated[list[str], typer.Argument(metavar="NODE", autocompletion=complete_nodes)]
+NodeNames = Annotated[list[str], typer.Argument(metavar="NODE...", autocompletion=complete_nodes)]
 Limit = Annotated[int, typer.Option("--limit", metavar="N", min=1, help="How many at most.")]
 Everything = Annotated[bool, typer.Option("--all", help="All there are, whatever --limit says.")]
 
@@ -70,6 +73,17 @@ def task_ids(texts: Iterable[str]) -> list[TaskId]:
         BadRequest: One is none.
     """
     return list(dict.fromkeys(map(task_id, texts)))
+
+
+def sendable(option: str, number: int, written: str = "") -> int:
+    """Give a number back that a peer can take; ``written`` is how the option had it, if not so.
+
+    Raises:
+        BadRequest: It is too large; the message names the option.
+    """
+    if abs(number) > _LARGEST:
+        raise BadRequest(f"{option} {written or number} is too large", hint=f"at most {_LARGEST}")
+    return number
 
 
 def parse_pairs(texts: Iterable[str], thing: str) -> dict[str, str]:

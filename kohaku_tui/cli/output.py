@@ -12,7 +12,8 @@ it as ``Text``, so that no bracket of a name is taken for markup.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING
@@ -57,6 +58,29 @@ def note(text: str, style: str = "") -> None:
     """Write a line of talk."""
     sys.stdout.flush()
     _write(text, style, stderr=True)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """Give a function that shows one line of progress, in the place of the line before.
+
+    The line is on stderr and goes away again. Where no terminal reads that, nothing is shown.
+    """
+    if not talks_to_terminal():
+        yield lambda text: None
+        return
+    from rich.text import Text
+
+    status = _console(stderr=True).status("")
+
+    def show(text: str) -> None:
+        status.update(Text(clean_line(text)))
+        status.start()
+
+    try:
+        yield show
+    finally:
+        status.stop()
 
 
 def print_document(document: Mapping[str, Plain]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from kohaku_tui.cli.options import parse_pairs
+from kohaku_tui.cli.options import parse_pairs, sendable
 from protocol.errors import BadRequest
 from protocol.messages.task import LARGEST_BATCH, SubmitTask
 from protocol.models.target import parse_target
@@ -23,6 +23,11 @@ from protocol.units import parse_duration, parse_size
 #: How a value of a JSON table is written into the environment, where ``str`` would say it
 #: the Python way.
 _JSON_WORDS: Final[Mapping[Any, str]] = {True: "true", False: "false", None: ""}
+
+
+#: As SubmitTask wants it; told here by the option's name.
+_SHORTEST_REQUEST_ID: Final = 8
+_LONGEST_REQUEST_ID: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +44,7 @@ class Wish:
     env: Sequence[str] = ()
     name: str = ""
     priority: int = 0
-    array: int = 0
+    array: int | None = None
     rows: Path | None = None
     labels: Sequence[str] = ()
     workdir: str = ""
@@ -56,7 +61,7 @@ def make_request(wish: Wish, environment: Mapping[str, str]) -> SubmitTask:
         option
         for option, is_set in (
             ("several -t", len(wish.targets) > 1),
-            ("--array", wish.array > 0),
+            ("--array", wish.array is not None),
             ("--rows", wish.rows is not None),
         )
         if is_set
@@ -66,16 +71,22 @@ def make_request(wish: Wish, environment: Mapping[str, str]) -> SubmitTask:
             f"{' and '.join(many if len(many) > 1 else ['-t', *many])} exclude each other",
             hint="choose one of them to say how many tasks there are",
         )
+    if not _SHORTEST_REQUEST_ID <= len(wish.request_id) <= _LONGEST_REQUEST_ID:
+        raise BadRequest(
+            f"--request-id {wish.request_id!r} is not of {_SHORTEST_REQUEST_ID} to"
+            f" {_LONGEST_REQUEST_ID} characters",
+            hint="such as: $(uuidgen)",
+        )
     spec = TaskSpec(
         command=tuple(wish.command),
         name=wish.name,
         env=read_variables(wish.env, environment),
         workdir=wish.workdir,
-        cores=wish.cores,
-        memory=parse_size(wish.memory) if wish.memory else 0,
-        gpus=wish.gpus,
+        cores=sendable("-c", wish.cores),
+        memory=sendable("-m", parse_size(wish.memory), wish.memory) if wish.memory else 0,
+        gpus=sendable("--gpus", wish.gpus),
         labels=parse_pairs(wish.labels, "label"),
-        priority=wish.priority,
+        priority=sendable("--priority", wish.priority),
         backend=wish.backend,
         grace_s=parse_duration(wish.grace) if wish.grace else TaskSpec(command=()).grace_s,
     )
@@ -83,7 +94,7 @@ def make_request(wish: Wish, environment: Mapping[str, str]) -> SubmitTask:
         request_id=wish.request_id,
         spec=spec,
         targets=tuple(map(parse_target, wish.targets)),
-        array=wish.array,
+        array=sendable("--array", wish.array or 0),
         rows=read_rows(wish.rows) if wish.rows is not None else (),
     )
 

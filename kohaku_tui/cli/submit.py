@@ -34,7 +34,7 @@ SUBMIT_SETTINGS: Final = {"allow_interspersed_args": False}
 
 def submit(
     command: Annotated[
-        list[str], typer.Argument(metavar="COMMAND", help="The command and its arguments.")
+        list[str], typer.Argument(metavar="COMMAND...", help="The command and its arguments.")
     ],
     target: Annotated[
         list[str] | None,
@@ -90,15 +90,14 @@ def submit(
         ),
     ] = "",
     array: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--array",
             metavar="N",
-            min=0,
-            show_default=False,
+            min=1,
             help="N tasks, told apart by KOHAKU_TASK_INDEX.",
         ),
-    ] = 0,
+    ] = None,
     rows: Annotated[
         Path | None,
         typer.Option(
@@ -114,14 +113,13 @@ def submit(
     ] = False,
     timeout: Timeout = "",
     request_id: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--request-id",
             metavar="ID",
-            show_default=False,
-            help="The same id again gives the same tasks: makes a repeat safe.",
+            help="8 to 64 characters; the same again give the same tasks: makes a repeat safe.",
         ),
-    ] = "",
+    ] = None,
     as_json: AsJson = False,
     context: OnContext = "",
 ) -> None:
@@ -131,7 +129,8 @@ def submit(
     """
     request = make_request(
         Wish(
-            command=command, request_id=request_id or uuid.uuid4().hex, targets=target or (),
+            command=command, request_id=uuid.uuid4().hex if request_id is None else request_id,
+            targets=target or (),
             cores=cores, memory=memory, gpus=gpus, backend=backend, env=env or (), name=name,
             priority=priority, array=array, rows=rows, labels=on or (), workdir=workdir,
             grace=grace,

@@ -5,7 +5,9 @@ Submitting them and staying with them have modules of their own.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -34,11 +36,18 @@ from kohaku_tui.cli.task_view import (
 )
 from kohaku_tui.document import to_document
 from kohaku_tui.format import plural
-from protocol.messages.task import SteerResult, TaskPage
+from protocol.errors import KohakuError, NotFound
+from protocol.ids import BatchId, TaskId
+from protocol.messages.node import OneNode
+from protocol.messages.task import OneBatch, SteerResult, TaskPage
+from protocol.methods import BATCH_SHOW, NODE_SHOW
+from protocol.models.node import NodeState
 from protocol.models.task import Explanation, Task, TaskState
 
 if TYPE_CHECKING:
     from protocol.client import Cluster, TaskFilter
+
+_LIVE: Final = tuple(state for state in TaskState if not state.is_final)
 
 
 def list_tasks(
@@ -73,7 +82,10 @@ def list_tasks(
         only["most"] = limit + 1  # one more than is shown tells whether there are older ones
 
     async def look(cluster: Cluster) -> list[Task]:
-        return [task async for task in cluster.tasks(**only)]
+        listed = [task async for task in cluster.tasks(**only)]
+        if not listed and not as_json:
+            await _note_unknown(cluster, node, only.get("batch"))
+        return listed
 
     found = tuple(ask_cluster(context, look))
     more = not everything and len(found) > limit
@@ -129,8 +141,7 @@ def kill(tasks: TaskIds, *, as_json: AsJson = False, context: OnContext = "") ->
 
     All their processes get SIGTERM, and SIGKILL after the grace.
     """
-    ids = task_ids(tasks)
-    tell_steered("kill", ask_cluster(context, lambda c: c.kill(ids)), as_json=as_json)
+    kill_and_tell(task_ids(tasks), None, as_json=as_json, context=context)
 
 
 def pause(tasks: TaskIds, *, as_json: AsJson = False, context: OnContext = "") -> None:
@@ -143,6 +154,25 @@ def resume(tasks: TaskIds, *, as_json: AsJson = False, context: OnContext = "") 
     """Let paused tasks go on."""
     ids = task_ids(tasks)
     tell_steered("resume", ask_cluster(context, lambda c: c.resume(ids)), as_json=as_json)
+
+
+def kill_and_tell(
+    ids: Sequence[TaskId], batch: BatchId | None, *, as_json: bool, context: str
+) -> None:
+    """End tasks or a batch; tell which will not end, and which not yet.
+
+    Raises:
+        Exit: With 1, if some will not end.
+    """
+
+    async def ask(cluster: Cluster) -> SteerResult:
+        result = await cluster.kill(ids, batch=batch)
+        if result.asked and not as_json:
+            with suppress(KohakuError):  # the kill is ordered, whatever becomes of this
+                await _note_delayed(cluster, frozenset(ids), batch)
+        return result
+
+    tell_steered("kill", ask_cluster(context, ask), as_json=as_json)
 
 
 def tell_steered(verb: str, result: SteerResult, *, as_json: bool) -> None:
@@ -160,3 +190,36 @@ def tell_steered(verb: str, result: SteerResult, *, as_json: bool) -> None:
             output.note(f"{verb} asked of {plural(result.asked, 'task')}", "dim")
     if result.refused:
         raise typer.Exit(1)
+
+
+async def _note_unknown(cluster: Cluster, node: str, batch: int | None) -> None:
+    """Tell of a filter that lets nothing through because it names nothing there is."""
+    try:
+        if node:
+            await cluster.call(NODE_SHOW, OneNode(node))
+        if batch is not None:
+            await cluster.call(BATCH_SHOW, OneBatch(BatchId(batch)))
+    except NotFound as error:
+        output.note(error.message)
+        if error.hint:
+            output.note(error.hint)
+
+
+async def _note_delayed(cluster: Cluster, ids: Collection[TaskId], batch: BatchId | None) -> None:
+    """Tell of tasks whose end has to wait for their node, of those named or of a batch."""
+    if (await cluster.status()).nodes.keys() <= {NodeState.ONLINE}:
+        return
+    for node in await cluster.nodes():
+        if node.state is NodeState.ONLINE:
+            continue
+        only: TaskFilter = {"states": _LIVE, "node": node.name}
+        if batch is not None:
+            only["batch"] = batch
+        asked = [
+            task.id
+            async for task in cluster.tasks(**only)
+            if task.kill_asked and (batch is not None or task.id in ids)
+        ]
+        if asked:
+            what = f"task {asked[0]} ends" if len(asked) == 1 else f"{len(asked)} tasks end"
+            output.note(f"{node.name} is {node.state}: {what} when it is back")

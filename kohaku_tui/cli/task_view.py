@@ -140,7 +140,10 @@ def _spec_facts(spec: TaskSpec) -> Iterator[tuple[str, str]]:
 def _claim_facts(claim: Claim | None) -> Iterator[tuple[str, str]]:
     if claim is None:
         return
-    yield "claimed cores", number_ranges(claim.cores) if claim.cores else ""
+    if claim.cores:
+        # A bare 0 would read as none.
+        numbers = "number" if len(claim.cores) == 1 else "numbers"
+        yield "claimed cores", f"{len(claim.cores)}, {numbers} {number_ranges(claim.cores)}"
     yield "claimed memory", render_size(claim.memory) if claim.memory else ""
     yield "claimed gpus", " ".join(claim.gpus)
     yield "claimed numa", "" if claim.numa is None else str(claim.numa)

@@ -10,6 +10,7 @@ import typer
 
 from kohaku_tui.cli import output
 from kohaku_tui.cli.follow import (
+    absence_told,
     changes,
     exit_status,
     note_ends,
@@ -24,6 +25,7 @@ from kohaku_tui.cli.options import (
     OneTaskId,
     TaskIds,
     Timeout,
+    sendable,
     task_id,
     task_ids,
 )
@@ -57,8 +59,9 @@ def logs(
         int | None, typer.Option("--attempt", metavar="N", min=1, help="Of an earlier launch.")
     ] = None,
     tail: Annotated[
-        int, typer.Option("--tail", metavar="N", min=0, help="Only the last lines of each output.")
-    ] = 0,
+        int | None,
+        typer.Option("--tail", metavar="N", min=1, help="Only the last lines of each output."),
+    ] = None,
     context: OnContext = "",
 ) -> None:
     """Write a task's output.
@@ -67,16 +70,22 @@ def logs(
     On a terminal only text and colours are shown; a file or pipe gets every byte.
     """
     wanted = task_id(task)
+    tail_lines = sendable("--tail", tail or 0)
+    if attempt is not None:
+        sendable("--attempt", attempt)
     places = _choose_places(only_stdout=only_stdout, only_stderr=only_stderr)
 
     async def read(cluster: Cluster) -> bool:
-        if follow and attempt is None and not (await wait_started(cluster, wanted)).started_at:
-            output.note(f"task {wanted} never started")
-            return True
         items = cluster.logs(
-            wanted, follow=follow, sources=tuple(places), attempt=attempt, tail_lines=tail
+            wanted, follow=follow, sources=tuple(places), attempt=attempt, tail_lines=tail_lines
         )
-        return await write_logs(LogWriter(places), items)
+        if not follow:
+            return await write_logs(LogWriter(places), items)
+        async with absence_told(cluster, wanted):
+            if attempt is None and not (await wait_started(cluster, wanted)).started_at:
+                output.note(f"task {wanted} never started")
+                return True
+            return await write_logs(LogWriter(places), items)
 
     with leave_alone([wanted], None, verb="logs -f"):
         whole = ask_cluster(context, read)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from protocol.blocking import connect
+from protocol.errors import KohakuError
 from protocol.messages.stream import LogChunk, Source
 
 
@@ -26,4 +27,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        sys.exit(main())
+    except KohakuError as error:
+        sys.exit(f"error: {error.message}\n{error.hint}".rstrip())

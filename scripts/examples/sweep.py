@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import sys
 
 from protocol.client import Cluster, connect
+from protocol.errors import KohakuError
 from protocol.messages.stream import LogChunk, Source
 from protocol.models.task import Task, TaskState
 
@@ -58,4 +60,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except KohakuError as error:
+        sys.exit(f"error: {error.message}\n{error.hint}".rstrip())

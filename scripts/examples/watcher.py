@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 import time
-from typing import NoReturn
 
 from protocol.client import connect
+from protocol.errors import KohakuError
 from protocol.ids import TaskId
 from protocol.messages.cluster import Topic, Update
 
@@ -54,14 +55,10 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run() -> NoReturn:
-    """Run until done; Ctrl-C is a fine way to end."""
+if __name__ == "__main__":
     try:
         asyncio.run(main())
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    raise SystemExit(0)
-
-
-if __name__ == "__main__":
-    run()
+        sys.exit(130)  # a fine way to end
+    except KohakuError as error:
+        sys.exit(f"error: {error.message}\n{error.hint}".rstrip())

@@ -337,7 +337,8 @@ class ClusterEngine:
         self._out.append(DropDocument(NodeRecord, node.name))
         self._out.append(CloseLink(node.name, "the node was removed from the cluster"))
         self._out.append(NodeChanged(node.name))
-        self._tell("node.removed", f"{node.name} left the cluster", actor=event.actor.user)
+        text = f"{node.name} left the cluster"
+        self._tell("node.removed", text, node=node.name, actor=event.actor.user)
         self._out.append(Answer(view))
 
     def _give_up(self, node: NodeName) -> None:

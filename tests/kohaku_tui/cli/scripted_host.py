@@ -13,11 +13,12 @@ from aiohttp import web
 from kohaku_daemon.wire import ItemSink, Served
 from protocol.errors import KohakuError, NotFound, Unauthenticated
 from protocol.ids import BatchId, TaskId, UserName
-from protocol.messages.cluster import Update, WatchEnded
+from protocol.messages.cluster import Status, Update, WatchEnded
 from protocol.messages.hello import Hello, Identity, Welcome
 from protocol.messages.stream import LogChunk, LogEnd, Ticket
 from protocol.messages.task import OneTask, SteerResult, TaskResult, WaitResult
 from protocol.methods import (
+    STATUS,
     TASK_KILL,
     TASK_LOGS,
     TASK_PAUSE,
@@ -129,6 +130,7 @@ class ScriptedHost:
     def _usual_answer(self, method: Method[Any, Any]) -> Answer:
         usual: dict[str, Answer] = {
             WHOAMI.name: Identity(UserName("ada"), Role.ADMIN, "kht_sc", "77"),
+            STATUS.name: Status(cluster="77", version="0", started_at=0.0, nodes={"online": 1}),
             TASK_SHOW.name: self._show,
             TASK_WAIT.name: WaitResult(done=True),
             TASK_LOGS.name: Ticket("t", LOGS_PATH, 0.0),

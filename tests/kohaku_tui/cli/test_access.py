@@ -93,6 +93,29 @@ def test_contexts_are_listed_chosen_and_forgotten(stranger: ScriptedHost, kohaku
     assert (ran.status, ran.err) == (1, "error: there is no context 'lb'\nthere are: lab\n")
 
 
+def test_logging_out_says_which_contexts_are_left(stranger: ScriptedHost, kohaku: Kohaku) -> None:
+    contexts.save(contexts.Context("local", stranger.url, TOKEN))
+    contexts.save(contexts.Context("lab", stranger.url, TOKEN))
+    told = kohaku("logout").err.splitlines()
+    assert told[1] == "none is in use now; choose it with: kohaku context use local"
+    for words in ([], ["logout"], ["context", "show"]):
+        ran = kohaku(*words)
+        assert (ran.status, ran.err) == (
+            3,
+            "error: no context is in use\nchoose it with: kohaku context use local\n",
+        )
+    assert len(kohaku("logout", "--context", "local").err.splitlines()) == 1
+    assert "kohaku login URL" in kohaku("context", "show").err
+
+
+def test_changes_of_contexts_are_documents_too(stranger: ScriptedHost, kohaku: Kohaku) -> None:
+    ran = kohaku("login", stranger.url, "--token", TOKEN, "--name", "lab", "--json")
+    wanted = {"name": "lab", "url": stranger.url, "user": "ada", "cluster": "77", "in_use": True}
+    assert (json.loads(ran.out), ran.err) == (wanted, "")
+    assert json.loads(kohaku("context", "use", "lab", "--json").out) == wanted
+    assert json.loads(kohaku("logout", "--json").out) == {**wanted, "in_use": False}
+
+
 def test_a_damaged_file_is_named(stranger: ScriptedHost, kohaku: Kohaku, tmp_path: Path) -> None:
     contexts.file_path().parent.mkdir(parents=True)
     contexts.file_path().write_text("{")

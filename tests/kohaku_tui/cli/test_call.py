@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from protocol.errors import BadRequest
 from protocol.ids import BatchId
 from protocol.messages.cluster import Update
 from protocol.messages.task import SubmitTask, Submitted
-from protocol.methods import NODE_SHOW, TASK_SUBMIT
+from protocol.methods import NODE_SHOW, STATUS, TASK_SHOW, TASK_SUBMIT, Method
 from protocol.models.target import Target
 from protocol.models.task import TaskSpec
 from tests.kohaku_tui.cli.conftest import Kohaku
@@ -49,6 +50,22 @@ def test_text_that_reads_as_json_can_be_quoted() -> None:
         read_params(NODE_SHOW, ["node=1"])
     assert "quotes" in caught.value.hint
     assert read_params(NODE_SHOW, ['node="1"']) == NODE_SHOW.params(node="1")
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "hint"),
+    [
+        (TASK_SHOW, [], "add task=VALUE"),
+        (TASK_SUBMIT, ["request_id=abcdefgh", "spec.cores=2"], "add spec.command=VALUE"),
+        (TASK_SUBMIT, ["request_id=abcdefgh", 'spec.command=["x"]', "targets=[{}]"], ""),
+        (TASK_SHOW, ["task=seven"], ""),
+        (STATUS, ["x=1"], "it takes none"),
+    ],
+)
+def test_a_hint_fits_what_is_wrong(method: Method[Any, Any], words: list[str], hint: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        read_params(method, words)
+    assert caught.value.hint == hint
 
 
 @pytest.mark.parametrize(

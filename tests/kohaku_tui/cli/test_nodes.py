@@ -49,6 +49,7 @@ def test_a_node_is_not_removed_without_a_yes(host: ScriptedHost, kohaku: Kohaku)
     assert host.calls == []
     assert kohaku("node", "remove", "node1", "--yes", "--force").status == 0
     assert host.asked(NODE_REMOVE) == [RemoveNode("node1", force=True)]
+    assert json.loads(kohaku("node", "remove", "node1", "-y", "--json").out)["name"] == "node1"
 
 
 def test_a_join_token_is_printed_alone(host: ScriptedHost, kohaku: Kohaku) -> None:

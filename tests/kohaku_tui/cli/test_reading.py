@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from protocol.errors import Forbidden, NoFit
+from protocol.errors import Forbidden, NoFit, NotFound
 from protocol.ids import BatchId, NodeName, TaskId, UserName
 from protocol.messages.cluster import Event, EventPage, Status
 from protocol.messages.node import NodeList, NodeResult
-from protocol.messages.task import BatchPage, BatchResult, ExplainResult, TaskPage
+from protocol.messages.task import BatchPage, BatchResult, ExplainResult, Submitted, TaskPage
 from protocol.methods import (
     BATCH_LIST,
     BATCH_SHOW,
@@ -20,6 +20,7 @@ from protocol.methods import (
     STATUS,
     TASK_EXPLAIN,
     TASK_LIST,
+    TASK_SUBMIT,
 )
 from protocol.models.node import (
     BackendInfo,
@@ -95,12 +96,67 @@ def test_a_list_as_json_is_one_document_with_ids_as_strings(
 
 
 def test_filters_go_to_the_host(host: ScriptedHost, kohaku: Kohaku) -> None:
-    host.answer(TASK_LIST, TaskPage(()))
+    host.answer(TASK_LIST, TaskPage((a_task(7),)))
     words = ["--state", "queued", "--state", "lost", "--node", "n1", "--owner", "ada"]
     assert kohaku("task", "list", *words, "--batch", "9", "--limit", "3").status == 0
     (asked,) = host.asked(TASK_LIST)
     assert asked.states == (TaskState.QUEUED, TaskState.LOST)
     assert (asked.node, asked.owner, asked.batch) == ("n1", "ada", 9)
+
+
+def test_a_filter_that_names_nothing_is_told(host: ScriptedHost, kohaku: Kohaku) -> None:
+    host.answer(TASK_LIST, TaskPage(()))
+    host.answer(NODE_SHOW, NotFound("there is no node 'nowhere'", hint="see: kohaku node list"))
+    ran = kohaku("task", "list", "--node", "nowhere")
+    assert (ran.status, len(ran.out.splitlines())) == (0, 1)
+    assert ran.err == "there is no node 'nowhere'\nsee: kohaku node list\n"
+    host.answer(BATCH_SHOW, NotFound("there is no batch 1"))
+    assert kohaku("task", "list", "--batch", "1").err == "there is no batch 1\n"
+    host.answer(NODE_SHOW, NodeResult(NODE))
+    assert kohaku("task", "list", "--node", "node1").err == ""
+
+
+@pytest.mark.parametrize("numbers", ["1, number 0", "3, numbers 0-1,4"])
+def test_claimed_cores_are_counted_and_numbered(
+    host: ScriptedHost, kohaku: Kohaku, numbers: str
+) -> None:
+    cores = (0,) if numbers.startswith("1") else (0, 1, 4)
+    host.tasks[7] = a_task(7, claim=Claim(cores))
+    assert f"claimed cores  {numbers}\n" in kohaku("task", "show", "7").out
+
+
+def test_json_may_be_asked_before_the_command(host: ScriptedHost, kohaku: Kohaku) -> None:
+    host.tasks[7] = a_task(7)
+    for words in (["status"], ["task", "show", "7"], ["whoami"]):
+        assert kohaku("--json", *words) == kohaku(*words, "--json")
+    assert json.loads(kohaku("--json").out) == json.loads(kohaku("status", "--json").out)
+    assert json.loads(kohaku("--json", "--version").out).keys() == {"version"}
+    # A command without documents says so, instead of giving something else.
+    ran = kohaku("--json", "task", "logs", "7")
+    assert (ran.status, ran.out) == (2, "")
+    assert json.loads(ran.err)["error"]["hint"] == "see: kohaku task logs --help"
+
+
+def test_json_before_the_command_leaves_the_tasks_command_alone(
+    host: ScriptedHost, kohaku: Kohaku
+) -> None:
+    host.answer(TASK_SUBMIT, Submitted(BatchId(1), ((1, 1),)))
+    ran = kohaku("--json", "task", "submit", "x", "--json")
+    assert json.loads(ran.out)["tasks"] == ["1"]
+    assert host.asked(TASK_SUBMIT)[0].spec.command == ("x", "--json")
+
+
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        (["task", "wait"], "{ID...}"),
+        (["node", "drain"], "{NODE...}"),
+        (["task", "submit"], "{COMMAND...}"),
+        (["node", "label"], "[KEY=VALUE...]"),
+    ],
+)
+def test_usage_says_where_several_are_taken(kohaku: Kohaku, words: list[str], usage: str) -> None:
+    assert usage in kohaku(*words, "--help").out.splitlines()[0]
 
 
 @pytest.mark.parametrize(("flag", "count", "more"), [([], 2, True), (["--all"], 5, False)])

@@ -8,16 +8,21 @@ import pty
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Callable
 
 import pytest
 
 from protocol.ids import BatchId, NodeName, TaskId
-from protocol.messages.cluster import Event, EventPage, Update
+from protocol.messages.cluster import Event, EventPage, Status, Update
+from protocol.messages.node import NodeList, NodeResult
 from protocol.messages.stream import LogChunk, LogEnd, Source
 from protocol.messages.task import Submitted, TaskPage, WaitResult
 from protocol.methods import (
     EVENT_LIST,
+    NODE_LIST,
+    NODE_SHOW,
+    STATUS,
     TASK_KILL,
     TASK_LIST,
     TASK_LOGS,
@@ -26,7 +31,9 @@ from protocol.methods import (
     TASK_WAIT,
     WATCH,
 )
-from protocol.models.task import Cause, Exit, TaskState
+from protocol.models.node import Node, NodeState
+from protocol.models.target import Target
+from protocol.models.task import Cause, Exit, Task, TaskState
 from tests.kohaku_tui.cli.conftest import Kohaku
 from tests.kohaku_tui.cli.scripted_host import ScriptedHost, a_task
 
@@ -147,18 +154,70 @@ def test_what_is_missing_of_an_output_is_told(host: ScriptedHost, kohaku: Kohaku
 
 
 def test_following_waits_for_the_task_to_start(host: ScriptedHost, kohaku: Kohaku) -> None:
-    shown = iter([a_task(7, state=TaskState.QUEUED, started_at=0.0)])
-    host.tasks[7] = DONE
-    host.answer(TASK_SHOW, lambda asked: host.show(next(shown, DONE)))
+    host.tasks[7] = a_task(7, state=TaskState.QUEUED, started_at=0.0)
     host.updates = [
-        Update(start=True, ready=True, tasks=(a_task(7, state=TaskState.QUEUED, started_at=0.0),)),
+        Update(start=True, ready=True, tasks=(host.tasks[7],)),
         Update(tasks=(a_task(7),)),
     ]
     host.logs = [LogChunk(Source.STDOUT, 0, b"late"), LogEnd(4, 0)]
     ran = kohaku("task", "logs", "-f", "7")
     assert (ran.status, ran.out, ran.err) == (0, "late", "")
     names = [name for name, _ in host.calls]
-    assert names == ["task.show", "watch", "task.logs"]
+    assert names.index("task.show") < names.index("watch") < names.index("task.logs")
+
+
+def test_a_terminal_is_told_what_a_followed_task_waits_for(
+    host: ScriptedHost, process: Start
+) -> None:
+    host.tasks[7] = a_task(7, state=TaskState.QUEUED, started_at=0.0)
+    host.updates = [
+        Update(start=True, ready=True, tasks=(host.tasks[7],)),
+        Update(tasks=(DONE,)),
+    ]
+    host.logs = [LogEnd(0, 0)]
+    shown = read_terminal(process, "task", "logs", "-f", "7")
+    assert "waiting for task 7: queued; why: kohaku task explain 7" in shown
+    assert shown.endswith("\x1b[2K")
+
+
+@pytest.mark.parametrize("words", [["logs", "-f", "7"], ["submit", "-f", "--", "x"]])
+@pytest.mark.parametrize(
+    "task",
+    [
+        a_task(7, node=NodeName("node1")),
+        a_task(7, state=TaskState.QUEUED, started_at=0.0, target=Target(NodeName("node1"))),
+    ],
+    ids=["runs there", "wants to"],
+)
+def test_who_follows_is_told_once_that_the_node_is_away(
+    host: ScriptedHost, process: Start, words: list[str], task: Task
+) -> None:
+    host.answer(TASK_SUBMIT, Submitted(BatchId(7), ((7, 1),)))
+    host.tasks[7] = task
+    states = iter([NodeState.ONLINE, NodeState.OFFLINE])
+    asked_enough = threading.Event()
+
+    def show_node(asked: object) -> NodeResult:
+        if len(host.asked(NODE_SHOW)) == 4:
+            asked_enough.set()
+        state = next(states, NodeState.OFFLINE)
+        return NodeResult(Node(name=NodeName("node1"), state=state))
+
+    host.answer(NODE_SHOW, show_node)
+    host.updates = [
+        Update(start=True, ready=True),
+        *(
+            Update(events=(Event(id=number, at=1.0, kind="node.x", text="", node=node),))
+            for number, node in enumerate(["node2", "node1", "node1", "node1"])
+        ),
+    ]
+    running = process("task", *words)
+    assert asked_enough.wait(20)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=20)
+    lines = err.decode().splitlines()
+    assert lines.count("waiting for node1, which is offline") == 1
+    assert [asked.node for asked in host.asked(NODE_SHOW)] == ["node1"] * 4
 
 
 def test_following_a_task_that_never_starts_ends(host: ScriptedHost, kohaku: Kohaku) -> None:
@@ -217,6 +276,30 @@ def test_refusals_are_told_and_counted(host: ScriptedHost, kohaku: Kohaku) -> No
     assert ran.status == 1
     assert json.loads(ran.out) == {"asked": 1, "refused": [[str(2**60), "it is over"]]}
     assert host.asked(TASK_KILL)[1].batch == 9
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["task", "kill", "7"], "task 7 ends"),
+        (["task", "kill", "7", "8", "9"], "2 tasks end"),
+        (["batch", "kill", "3"], "2 tasks end"),
+    ],
+)
+def test_a_kill_that_has_to_wait_for_its_node_says_so(
+    host: ScriptedHost, kohaku: Kohaku, words: list[str], told: str
+) -> None:
+    host.answer_steering(asked=2)
+    away = Node(name=NodeName("node1"), state=NodeState.OFFLINE)
+    status = Status(cluster="77", version="0", started_at=0.0, nodes={"offline": 1, "online": 1})
+    host.answer(STATUS, status)
+    host.answer(NODE_LIST, NodeList((Node(name=NodeName("a"), state=NodeState.ONLINE), away)))
+    there = (a_task(7, kill_asked=True), a_task(8, kill_asked=True), a_task(9))
+    host.answer(TASK_LIST, TaskPage(there))
+    ran = kohaku(*words)
+    assert (ran.status, ran.out) == (0, "")
+    assert ran.err == f"node1 is offline: {told} when it is back\n"
+    assert [asked.node for asked in host.asked(TASK_LIST)] == ["node1"]
 
 
 def test_ctrl_c_leaves_the_task_alone(host: ScriptedHost, process: Start) -> None:

@@ -82,11 +82,16 @@ def test_what_follows_the_command_is_never_ours(host: ScriptedHost, kohaku: Koha
         ({"targets": ["a", "b"], "array": 2}, "several -t and --array"),
         ({"targets": ["a"], "array": 2}, "-t and --array"),
         ({"array": 2, "rows": Path("x.csv")}, "--array and --rows"),
+        ({"memory": "999999999999T"}, "-m 999999999999T is too large"),
+        ({"cores": 10**20}, "-c 10+ is too large"),
+        ({"priority": -(10**20)}, "--priority -10+ is too large"),
+        ({"request_id": ""}, "--request-id ''"),
+        ({"request_id": "x" * 65}, "--request-id"),
     ],
 )
 def test_a_wish_that_makes_no_sense_is_named(wish: dict[str, object], message: str) -> None:
     with pytest.raises(BadRequest, match=message):
-        make_request(Wish(command=["x"], request_id="abcdefgh", **wish), {})  # type: ignore[arg-type]
+        make_request(Wish(**{"command": ["x"], "request_id": "abcdefgh", **wish}), {})  # type: ignore[arg-type]
 
 
 def test_a_bare_variable_is_taken_from_here() -> None:
@@ -154,6 +159,25 @@ def test_follow_gives_output_and_status_of_the_task(host: ScriptedHost, kohaku: 
     ]
     ran = kohaku("task", "submit", "--follow", "--", "x")
     assert (ran.status, ran.out, ran.err) == (3, "out\n", "1\nerr\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--array", ["submit", "--array", "0", "x"]),
+        ("--request-id", ["submit", "--request-id", "", "x"]),
+        ("--tail", ["logs", "7", "--tail", "0"]),
+        ("--tail", ["logs", "7", "--tail", str(2**64)]),
+        ("--attempt", ["logs", "7", "--attempt", str(2**64)]),
+    ],
+)
+def test_a_number_that_cannot_be_meant_is_refused_by_its_option(
+    host: ScriptedHost, kohaku: Kohaku, option: str, words: list[str]
+) -> None:
+    ran = kohaku("task", *words)
+    assert (ran.status, ran.out) == (2, "")
+    assert option in ran.err
+    assert host.calls == []
 
 
 def test_timeout_needs_something_to_wait_for(host: ScriptedHost, kohaku: Kohaku) -> None:
