@@ -129,12 +129,18 @@ class Served:
         self.address: str = request.remote or ""
         #: Who calls; a free slot for the responder, which fills it when it answers hello.
         self.actor: object | None = None
-        #: Asked before a call's parameters are looked at; raises to refuse the call. Another
-        #: slot that the responder fills when it answers hello.
-        self.admit: Callable[[Method[Any, Any]], None] = lambda _: None
+        #: Asked before a call's parameters are looked at; raises to refuse the call. None is a
+        #: method that is not there: whom it is told is for the responder to say. Another slot
+        #: that the responder fills when it answers hello.
+        self.admit: Callable[[Method[Any, Any] | None], None] = lambda _: None
 
     def __repr__(self) -> str:
         return f"<Served {self._door} {self.address} {self._session!r}>"
+
+    @property
+    def transport(self) -> asyncio.BaseTransport | None:
+        """The socket below; None once the connection is lost."""
+        return self._request.transport
 
     async def run(self) -> web.StreamResponse:
         """Serve until the connection closes; give what an aiohttp handler returns.
@@ -188,10 +194,12 @@ class Served:
     def _begin(self, called: Called) -> Any:
         """Give the coroutine that answers a call."""
         method = METHODS.get(called.method)
-        if method is None or method.door not in (self._door, Door.BOTH):
-            raise _unknown_method(called.method, self._door)
+        if method is not None and method.door not in (self._door, Door.BOTH):
+            method = None
         if method is not HELLO:
             self.admit(method)
+        if method is None:
+            raise _unknown_method(called.method, self._door)
         params = decode_value(called.params, method.params, method.name)
         if method is HELLO:
             return self._greet(params)

@@ -8,12 +8,13 @@ from typing import Any
 import msgspec
 
 import kohaku_daemon
-from kohaku_daemon.core.access.permissions import Actor
+from kohaku_daemon.core.access.permissions import STRANGER, Actor
+from kohaku_daemon.host.guard import vouch
 from kohaku_daemon.host.handlers.calls import CALLS
 from kohaku_daemon.host.handlers.watch import watch
 from kohaku_daemon.host.parts import Call, Parts
 from kohaku_daemon.wire import ItemSink, Served
-from protocol.errors import Forbidden, Unsupported
+from protocol.errors import Forbidden, Unauthenticated, Unsupported
 from protocol.messages.cluster import Watch
 from protocol.messages.hello import Hello, Welcome
 from protocol.methods import Method, StreamingMethod
@@ -31,6 +32,8 @@ class ClientDoor:
         actor = self._parts.gate.actor(params.token, served.address)
         served.actor = actor
         served.admit = partial(self._admit, actor)
+        if actor is not STRANGER:
+            vouch(served.transport)
         return welcome(self._parts, params, actor)
 
     async def call(
@@ -53,7 +56,14 @@ class ClientDoor:
         assert isinstance(params, Watch)
         return await watch(call, params, sink)
 
-    def _admit(self, actor: Actor, method: Method[Any, Any]) -> None:
+    def _admit(self, actor: Actor, method: Method[Any, Any] | None) -> None:
+        if method is None:
+            if actor is STRANGER:
+                raise Unauthenticated(
+                    "every method needs an API token",
+                    hint="log in with: kohaku login URL, or set KOHAKU_TOKEN",
+                )
+            return
         try:
             self._parts.gate.check(actor, method)
         except Forbidden as error:

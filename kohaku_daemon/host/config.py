@@ -47,8 +47,10 @@ class HostConfig:
     #: A connection that is silent for this long is asked whether it is still there, and closed
     #: after twice as long.
     keep_alive_s: Wait = 20.0
-    #: Connections one address may hold; the next one is refused.
-    max_connections_per_address: Annotated[int, Between(1)] = 64
+    #: Connections one address may hold that have not shown a token, credential or ticket; the
+    #: next one is refused. Those that have are not counted, so this is also how many tools of
+    #: one machine may begin at the same moment.
+    max_strangers_per_address: Annotated[int, Between(1)] = 256
     #: What an answered submission survives: "full" also a power cut, "normal" only the end of
     #: the host. "normal" saves one wait for the disk on each group of changes.
     synchronous: Literal["full", "normal"] = "full"

@@ -21,15 +21,17 @@ from kohaku_daemon.core.cluster.records import PutDocument, TokenRecord
 from kohaku_daemon.core.cluster.state import ClusterState
 from kohaku_daemon.host.config import HostConfig
 from kohaku_daemon.host.gate import Gate
+from kohaku_daemon.host.guard import Census
 from kohaku_daemon.host.links import Links
 from kohaku_daemon.host.loop import HostLoop
 from kohaku_daemon.host.metrics import CommitTimes
 from kohaku_daemon.host.parts import Parts
+from kohaku_daemon.host.refusals import Refusals
 from kohaku_daemon.host.relay import Relay
 from kohaku_daemon.host.retention import keep_house
 from kohaku_daemon.host.subscriptions import Hub
 from kohaku_daemon.host.waiting import WaitingRoom
-from kohaku_daemon.host.web import listen, make_app
+from kohaku_daemon.host.web import HTTP_LOG, listen, make_app
 from kohaku_daemon.host.world import Outside
 from kohaku_daemon.store.documents import Documents
 from kohaku_daemon.store.tasks import TaskStore
@@ -95,6 +97,7 @@ def _make_parts(
     hub = Hub(secrets.token_hex(8))
     links = Links()
     waiting = WaitingRoom()
+    refusals = Refusals(clock.monotonic)
     world = Outside(state, links, hub, waiting)
     loop = HostLoop(engine, store, documents, world, clock, on_commit=commits.observe)
     return Parts(
@@ -106,8 +109,9 @@ def _make_parts(
         hub=hub,
         waiting=waiting,
         links=links,
-        gate=Gate(state, book.tokens.values(), clock),
+        gate=Gate(state, book.tokens.values(), clock, refusals),
         relay=Relay(state, store, links, waiting, clock, loop),
+        refusals=refusals,
         started_at=now,
     )
 
@@ -116,14 +120,16 @@ async def _serve(
     parts: Parts, commits: CommitTimes, stop: asyncio.Event, on_ready: Callable[[str], None]
 ) -> None:
     config = parts.config
-    runner = web.AppRunner(make_app(parts, commits), access_log=None, shutdown_timeout=_FAREWELL_S)
+    runner = web.AppRunner(
+        make_app(parts, commits), access_log=None, shutdown_timeout=_FAREWELL_S, logger=HTTP_LOG
+    )
     await runner.setup()
     try:
         server, port = await listen(
             runner,
             config.listen,
             config.port,
-            most_per_address=config.max_connections_per_address,
+            Census(config.max_strangers_per_address, parts.refusals),
         )
     except OSError as error:
         await runner.cleanup()

@@ -16,6 +16,7 @@ from kohaku_daemon.core.access.permissions import STRANGER, Actor, check_call
 from kohaku_daemon.core.access.tokens import TokenKind, is_token, token_digest, token_prefix
 from kohaku_daemon.core.cluster.records import AuditRecord, TokenRecord
 from kohaku_daemon.core.cluster.state import ClusterState
+from kohaku_daemon.host.refusals import Refusals
 from protocol.errors import Unauthenticated
 from protocol.ids import NodeName
 from protocol.messages.node import LabelNode, MakeJoinToken, OneNode, RemoveNode
@@ -31,10 +32,17 @@ _LONGEST_SUBJECT: Final = 1000
 class Gate:
     """Lets people and runners in, or not."""
 
-    def __init__(self, state: ClusterState, tokens: Iterable[TokenRecord], clock: Clock) -> None:
+    def __init__(
+        self,
+        state: ClusterState,
+        tokens: Iterable[TokenRecord],
+        clock: Clock,
+        refusals: Refusals,
+    ) -> None:
         self._state = state
         self._tokens = {token.digest: token for token in tokens}
         self._clock = clock
+        self._refusals = refusals
 
     def actor(self, token: str, address: str) -> Actor:
         """Say whose token this is; no token is a stranger's.
@@ -44,6 +52,14 @@ class Gate:
         """
         if not token:
             return STRANGER
+        try:
+            record = self._known(token)
+        except Unauthenticated as error:
+            self._refusals.note(address, "a token", error)
+            raise
+        return Actor(record.user, record.role, token_prefix(token), address)
+
+    def _known(self, token: str) -> TokenRecord:
         if not is_token(TokenKind.API, token):
             raise Unauthenticated(
                 "this is not an API token", hint="API tokens begin with kht_; " + _LOGIN_HINT
@@ -53,9 +69,9 @@ class Gate:
             raise Unauthenticated("this API token is not known here", hint=_LOGIN_HINT)
         if 0 < record.expires_at <= self._clock.now():
             raise Unauthenticated(f"the API token {record.prefix}... has expired", hint=_LOGIN_HINT)
-        return Actor(record.user, record.role, token_prefix(token), address)
+        return record
 
-    def node(self, credential: str) -> NodeName:
+    def node(self, credential: str, address: str) -> NodeName:
         """Say which node's runner has this credential.
 
         Raises:
@@ -66,10 +82,12 @@ class Gate:
             for node in self._state.fleet.nodes.values():
                 if node.record.credential == digest:
                     return node.name
-        raise Unauthenticated(
+        error = Unauthenticated(
             "this runner's credential is not known here: it never joined, or its node was removed",
             hint="let it join with a token from: kohaku node join-token",
         )
+        self._refusals.note(address, "a runner", error)
+        raise error
 
     def check(self, actor: Actor, method: Method[Any, Any]) -> None:
         """Let an actor call a method.

@@ -1,7 +1,12 @@
-"""What stands before aiohttp on every connection: a deadline for headers, a cap per address.
+"""What stands before aiohttp on every connection: a deadline for headers, a cap on strangers.
 
 aiohttp's server keeps a silent or half-spoken connection for ever (measured with 3.14) and
 counts none. Only asyncio's public protocol interface is used, so it survives upgrades.
+
+Everybody is a stranger at first, and an address may hold so many connections of strangers.
+Whoever shows a token, a credential or a ticket is vouched for by the door that knows it, and
+counts no more: one machine may run any number of tools, whatever its neighbours behind the
+same address do. Who has a token is let alone: it is known who it is, and it can be revoked.
 """
 
 from __future__ import annotations
@@ -11,6 +16,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final, cast
 
+from kohaku_daemon.host.refusals import Refusals
+from protocol.errors import Unavailable
+
 #: Seconds for the whole request header. Nomad gives a handshake 5 s; a slow line gets more.
 HEADER_DEADLINE_S: Final = 10.0
 #: aiohttp refuses larger headers itself; this bounds what is looked through for their end.
@@ -18,15 +26,18 @@ _END_OF_HEADER: Final = b"\r\n\r\n"
 
 
 class Census:
-    """How many connections each address holds."""
+    """How many connections of strangers each address holds."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, refusals: Refusals) -> None:
         self._most = most
+        self._refusals = refusals
         self._open = Counter[str]()
 
     def enter(self, address: str) -> bool:
         """Count a connection, unless the address has its share."""
         if self._open[address] >= self._most:
+            why = f"{self._most} from this address have not shown a token"
+            self._refusals.note(address, "a connection", Unavailable(why))
             return False
         self._open[address] += 1
         return True
@@ -46,6 +57,7 @@ class GuardedConnection(asyncio.Protocol):
         self._census = census
         self._inner: asyncio.Protocol | None = None
         self._address = ""
+        self._counted = False
         self._tail = b""
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -53,7 +65,8 @@ class GuardedConnection(asyncio.Protocol):
         """Let a connection in, or drop it."""
         peer = transport.get_extra_info("peername")
         self._address = peer[0] if peer else ""
-        if not self._census.enter(self._address):
+        self._counted = self._census.enter(self._address)
+        if not self._counted:
             cast("asyncio.Transport", transport).abort()
             return
         loop = asyncio.get_running_loop()
@@ -66,9 +79,15 @@ class GuardedConnection(asyncio.Protocol):
         """Note the end."""
         if self._deadline is not None:
             self._deadline.cancel()
+        self.vouch()
         if self._inner is not None:
-            self._census.leave(self._address)
             self._inner.connection_lost(exc)
+
+    def vouch(self) -> None:
+        """Count the connection no more: it is over, or its owner is no stranger."""
+        if self._counted:
+            self._counted = False
+            self._census.leave(self._address)
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes on; the end of the header ends the deadline."""
@@ -97,3 +116,10 @@ class GuardedConnection(asyncio.Protocol):
         """Pass it on."""
         if self._inner is not None:
             self._inner.resume_writing()
+
+
+def vouch(transport: asyncio.BaseTransport | None) -> None:
+    """Say that whoever made a connection has shown who it is. None is a connection that ended."""
+    protocol = transport.get_protocol() if transport is not None else None
+    if isinstance(protocol, GuardedConnection):
+        protocol.vouch()

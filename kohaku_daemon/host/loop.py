@@ -12,13 +12,12 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar, cast
 
 from kohaku_daemon.clock import Clock
 from kohaku_daemon.core.cluster.actions import (
     Answer,
     CloseLink,
-    ClusterAction,
     NodeChanged,
     ReadingsChanged,
     Refuse,
@@ -44,7 +43,24 @@ from kohaku_daemon.store.tasks import Group, TaskStore, batch_row, task_row
 from protocol.errors import Unavailable
 from protocol.ids import NodeName, TaskId
 from protocol.messages.runner import Order
+from protocol.models.node import Node
 from protocol.models.task import Task
+
+V = TypeVar("V")
+
+#: What comes of an event that is not refused.
+_Kept = (
+    SaveBatch
+    | SaveTask
+    | SaveEvent
+    | PutDocument
+    | DropDocument
+    | NodeChanged
+    | ReadingsChanged
+    | SendOrder
+    | CloseLink
+    | Answer
+)
 
 _log = logging.getLogger(__name__)
 
@@ -64,14 +80,50 @@ class World(Protocol):
     def task_changed(self, task: Task) -> None:
         """Show a task."""
 
-    def node_changed(self, node: NodeName) -> None:
+    def node_changed(self, name: NodeName, node: Node | None) -> None:
         """Show a node, or that it is no more."""
 
-    def readings_changed(self, node: NodeName) -> None:
+    def readings_changed(self, node: Node) -> None:
         """Show a node's readings."""
 
     def event_told(self, event: EventRecord) -> None:
         """Show a line of the diary."""
+
+
+@dataclass(slots=True, eq=False)
+class _Read:
+    """Somebody who wants to see the engine's memory as it is, once that is committed."""
+
+    view: Callable[[], object]
+    answer: asyncio.Future[object]
+    #: What was seen, or why it could not be.
+    seen: object = None
+    error: Exception | None = None
+
+    def look(self) -> None:
+        """See what there is now."""
+        try:
+            self.seen = self.view()
+        except Exception as error:  # the trouble of whoever reads, and not of the commit
+            self.error = error
+
+    def tell(self) -> None:
+        """Tell what was seen."""
+        if self.answer.done():
+            return
+        if self.error is not None:
+            self.answer.set_exception(self.error)
+        else:
+            self.answer.set_result(self.seen)
+
+
+@dataclass(slots=True)
+class _Shown:
+    """What a group shows once it is committed, as it was when the group was closed."""
+
+    tasks: list[Task]
+    nodes: dict[NodeName, Node | None]
+    readings: list[Node]
 
 
 @dataclass(slots=True)
@@ -88,12 +140,13 @@ class _Gathering:
     nodes: dict[NodeName, None] = field(default_factory=dict)
     readings: dict[NodeName, None] = field(default_factory=dict)
     answers: list[tuple[asyncio.Future[object], object]] = field(default_factory=list)
+    reads: list[_Read] = field(default_factory=list)
 
     def is_empty(self) -> bool:
         """Whether there is nothing to commit, tell or answer."""
         return not (
             self.batches or self.tasks or self.events or self.audits or self.documents
-            or self.orders or self.nodes or self.readings or self.answers
+            or self.orders or self.nodes or self.readings or self.answers or self.reads
         )  # fmt: skip
 
 
@@ -120,8 +173,8 @@ class HostLoop:
         self._wake = asyncio.Event()
         self._committing = False
         self._stopping = False
-        #: Those who wait in ``settled``.
-        self._readers: set[asyncio.Future[object]] = set()
+        #: Those who wait in ``read``.
+        self._readers: set[_Read] = set()
         #: One thread: commits are one after the other, and SQLite is used by one at a time.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         #: Why the last commit failed; empty while commits succeed.
@@ -151,7 +204,7 @@ class HostLoop:
 
     def tell(self, event: ClusterEvent) -> None:
         """Handle something that happened and that nobody waits for."""
-        self._handle(event, None)
+        self._happen(event)
         self._wake.set()
 
     def audit(self, record: AuditRecord, outcome: str = "ok") -> None:
@@ -169,16 +222,28 @@ class HostLoop:
 
         While nothing can be stored this returns at once: an old answer beats none.
         """
+        await self.read(lambda: None)
+
+    async def read(self, view: Callable[[], V]) -> V:
+        """Give a view of the engine's memory, taken at a moment all of which is committed.
+
+        Memory goes on changing while a group is written, so it is looked at when the group is
+        closed, and told when the group is on the disk. While nothing can be stored it is told
+        at once: an answer that is ahead of the disk beats none, and the status says so.
+
+        Raises:
+            KohakuError: What ``view`` raised.
+        """
         if self.trouble or (self._gathering.is_empty() and not self._committing):
-            return
-        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        self._gathering.answers.append((future, None))
+            return view()
+        read = _Read(view, asyncio.get_running_loop().create_future())
+        self._gathering.reads.append(read)
         self._wake.set()
-        self._readers.add(future)
+        self._readers.add(read)
         try:
-            await future
+            return cast("V", await read.answer)
         finally:
-            self._readers.discard(future)
+            self._readers.discard(read)
 
     async def run(self) -> None:
         """Commit group after group, until ``stop``; then commit what has gathered."""
@@ -199,6 +264,11 @@ class HostLoop:
         self._stopping = True
         self._wake.set()
 
+    def _happen(self, event: ClusterEvent) -> None:
+        refusal = self._handle(event, None)
+        if refusal is not None:
+            _log.warning("%s was refused: %s", type(event).__name__, refusal.error)
+
     def _handle(self, event: ClusterEvent, future: asyncio.Future[object] | None) -> Refuse | None:
         refusal = None
         for action in self._engine.handle(event, self._clock.now()):
@@ -208,7 +278,7 @@ class HostLoop:
                 self._gather(action, future)
         return refusal
 
-    def _gather(self, action: ClusterAction, future: asyncio.Future[object] | None) -> None:
+    def _gather(self, action: _Kept, future: asyncio.Future[object] | None) -> None:
         gathering = self._gathering
         match action:
             case SaveTask(task, batch):
@@ -228,11 +298,9 @@ class HostLoop:
             case Answer(value):
                 if future is not None:
                     gathering.answers.append((future, value))
-            case Refuse(error):
-                _log.warning("an event was refused: %s", error)
 
     async def _commit(self) -> None:
-        self._handle(PlacementDue(), None)
+        self._happen(PlacementDue())
         gathering, self._gathering = self._gathering, _Gathering()
         if gathering.is_empty():
             return
@@ -243,13 +311,23 @@ class HostLoop:
             events=gathering.events,
             audits=gathering.audits,
         )
-        shown = [view_task(task, batch) for task, batch in gathering.tasks.values()]
+        shown = self._view(gathering)
+        for read in gathering.reads:
+            read.look()
         self._committing = True
         try:
             await self._write(group, gathering.documents)
         finally:
             self._committing = False
         self._release(gathering, shown)
+
+    def _view(self, gathering: _Gathering) -> _Shown:
+        nodes = self._engine.state.fleet.nodes
+        return _Shown(
+            tasks=[view_task(task, batch) for task, batch in gathering.tasks.values()],
+            nodes={name: nodes[name].view() if name in nodes else None for name in gathering.nodes},
+            readings=[nodes[name].view() for name in gathering.readings if name in nodes],
+        )
 
     async def _write(self, group: Group, documents: list[DocumentChange]) -> None:
         """Write, however often it takes: memory is ahead of the disk and must not be alone.
@@ -280,9 +358,9 @@ class HostLoop:
         if not self.trouble:
             _log.error("cannot store changes, will go on trying: %s", error)
         self.trouble = error.message
-        for reader in self._readers:
-            if not reader.done():
-                reader.set_result(None)
+        for read in self._readers:
+            read.look()
+            read.tell()
 
     def _write_now(self, group: Group, documents: list[DocumentChange]) -> None:
         # Documents first: a task may be on a node that has just joined, never the other way
@@ -292,21 +370,23 @@ class HostLoop:
             documents.clear()
         self._store.write(group)
 
-    def _release(self, gathering: _Gathering, shown: list[Task]) -> None:
+    def _release(self, gathering: _Gathering, shown: _Shown) -> None:
         for order in gathering.orders:
             match order:
                 case SendOrder(node, what):
                     self._world.send_order(node, what)
                 case CloseLink(node, reason):
                     self._world.close_link(node, reason)
-        for task in shown:
+        for task in shown.tasks:
             self._world.task_changed(task)
-        for node in gathering.nodes:
-            self._world.node_changed(node)
-        for node in gathering.readings:
-            self._world.readings_changed(node)
+        for name, there in shown.nodes.items():
+            self._world.node_changed(name, there)
+        for reading in shown.readings:
+            self._world.readings_changed(reading)
         for event in gathering.events:
             self._world.event_told(event)
         for future, value in gathering.answers:
             if not future.done():
                 future.set_result(value)
+        for read in gathering.reads:
+            read.tell()

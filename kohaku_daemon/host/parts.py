@@ -15,6 +15,7 @@ from kohaku_daemon.host.config import HostConfig
 from kohaku_daemon.host.gate import Gate
 from kohaku_daemon.host.links import Links
 from kohaku_daemon.host.loop import HostLoop
+from kohaku_daemon.host.refusals import Refusals
 from kohaku_daemon.host.subscriptions import Hub
 from kohaku_daemon.host.waiting import WaitingRoom
 from kohaku_daemon.store.tasks import TaskStore
@@ -37,6 +38,7 @@ class Parts:
     links: Links
     gate: Gate
     relay: Relay
+    refusals: Refusals
     #: UTC seconds.
     started_at: float
 

@@ -25,6 +25,7 @@ from kohaku_daemon.clock import Clock
 from kohaku_daemon.core.access.tokens import token_digest
 from kohaku_daemon.core.cluster.records import TaskRecord
 from kohaku_daemon.core.cluster.state import ClusterState
+from kohaku_daemon.host.guard import vouch
 from kohaku_daemon.host.links import Links
 from kohaku_daemon.host.loop import HostLoop
 from kohaku_daemon.host.waiting import WaitingRoom
@@ -104,6 +105,7 @@ class Relay:
             Unauthenticated: The ticket is unknown, used, or too old.
         """
         logs = self._punch(request.headers.get("Authorization", ""))
+        vouch(request.transport)
         async with self._accept(request) as socket:
             await self._serve_logs(socket, logs)
         return socket

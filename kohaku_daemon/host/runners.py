@@ -7,6 +7,7 @@ Does not know: what reports mean; they go to the engine as they are.
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -23,11 +24,12 @@ from kohaku_daemon.core.cluster.events import (
     RunnerReported,
 )
 from kohaku_daemon.host.clients import welcome
+from kohaku_daemon.host.guard import vouch
 from kohaku_daemon.host.links import RunnerLink
 from kohaku_daemon.host.parts import Parts
 from kohaku_daemon.supervise import spawn
 from kohaku_daemon.wire import ItemSink, Served
-from protocol.errors import BadRequest, Conflict, TooLarge, Unauthenticated
+from protocol.errors import BadRequest, Conflict, KohakuError, TooLarge, Unauthenticated
 from protocol.ids import NodeName, TaskId, UserName
 from protocol.messages.hello import Hello, Welcome
 from protocol.messages.runner import (
@@ -44,6 +46,8 @@ from protocol.methods import RUNNER_JOIN, Method, StreamingMethod
 from protocol.models.access import Role
 from protocol.models.node import Readings
 from protocol.session import CloseCode
+
+_log = logging.getLogger(__name__)
 
 #: A link that was heard within so many heartbeats is alive, and a second one is refused.
 _ALIVE_HEARTBEATS: Final = 3
@@ -77,8 +81,9 @@ class RunnerDoor:
         """Let a runner in: as a node by its credential, or to join."""
         visitor = _Visitor()
         if params.token:
-            visitor.node = self._parts.gate.node(params.token)
+            visitor.node = self._parts.gate.node(params.token, served.address)
             visitor.credential = token_digest(params.token)
+            vouch(served.transport)
         served.actor = visitor
         served.admit = partial(_admit, visitor)
         actor = Actor(UserName(visitor.node or ""), Role.ANONY, address=served.address)
@@ -145,9 +150,15 @@ class RunnerDoor:
         if event.token_digest in self._parts.state.fleet.join_tokens:
             # A guess leaves no line: whoever can connect could fill the disk.
             audit = self._parts.gate.audit(actor, RUNNER_JOIN, params)
-        await self._parts.loop.ask(event, audit)
+        try:
+            await self._parts.loop.ask(event, audit)
+        except KohakuError as error:
+            self._parts.refusals.note(served.address, "a join", error)
+            raise
+        _log.info("a runner joined", extra={"node": params.node, "address": served.address})
         visitor.node = NodeName(params.node)
         visitor.credential = event.credential_digest
+        vouch(served.transport)
         return Joined(visitor.node, self._parts.state.cluster)
 
     async def _register(self, served: Served, visitor: _Visitor, params: Register) -> Registered:
@@ -198,11 +209,14 @@ class RunnerDoor:
             return
         silent_s = asyncio.get_running_loop().time() - there.heard_at
         if silent_s < _ALIVE_HEARTBEATS * self._parts.config.heartbeat_s:
-            raise Conflict(
+            error = Conflict(
                 f"node {name} is connected already, from {there.served.address}",
                 hint="if this is a copy of its data folder, empty it and let the runner join "
                 "under a name of its own",
             )
+            address = link.served.address
+            self._parts.refusals.note(address, f"a second runner of node {name}", error)
+            raise error
 
     def _ended(self, attempts: tuple[AttemptReport, ...]) -> frozenset[TaskId]:
         """Give those of the attempts' tasks that the books have as ended."""
@@ -221,7 +235,7 @@ def _visitor(served: Served) -> _Visitor:
     return served.actor
 
 
-def _admit(visitor: _Visitor, method: Method[Any, Any]) -> None:
+def _admit(visitor: _Visitor, method: Method[Any, Any] | None) -> None:
     if method is not RUNNER_JOIN:
         _node(visitor)
 

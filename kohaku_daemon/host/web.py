@@ -14,11 +14,12 @@ from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from kohaku_daemon.core.access.tokens import TokenKind, is_token
 from kohaku_daemon.host.clients import ClientDoor
 from kohaku_daemon.host.gate import bearer
-from kohaku_daemon.host.guard import Census, GuardedConnection
+from kohaku_daemon.host.guard import Census, GuardedConnection, vouch
 from kohaku_daemon.host.metrics import CommitTimes, render_metrics
 from kohaku_daemon.host.parts import Parts
 from kohaku_daemon.host.runners import RunnerDoor
@@ -45,6 +46,7 @@ def make_app(parts: Parts, commits: CommitTimes) -> web.Application:
     routes = _Routes(parts, commits)
     app = web.Application(client_max_size=_LARGEST_BODY, middlewares=[routes.refuse])
     app.on_shutdown.append(routes.close)
+    app.on_response_prepare.append(_be_nobody)
     app.add_routes(
         [
             web.get("/healthz", routes.health),
@@ -57,6 +59,20 @@ def make_app(parts: Parts, commits: CommitTimes) -> web.Application:
         ]
     )
     return app
+
+
+def _is_no_garbage(record: logging.LogRecord) -> bool:
+    """Say whether to log what aiohttp has to say.
+
+    Of requests that are no HTTP it would log a traceback each, as fast as a stranger sends
+    them. What escapes a handler of ours is a bug and stays.
+    """
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+#: Where aiohttp logs, instead of its own logger.
+HTTP_LOG: Final = logging.getLogger(f"{__name__}.http")
+HTTP_LOG.addFilter(_is_no_garbage)
 
 
 class _Routes:
@@ -105,12 +121,13 @@ class _Routes:
 
     async def runner_stream(self, request: web.Request) -> web.StreamResponse:
         """Data connection of a runner."""
-        node = self._parts.gate.node(_token(request))
+        node = self._parts.gate.node(_token(request), request.remote or "")
+        vouch(request.transport)
         return await self._parts.relay.serve_runner(request, node)
 
     async def close(self, app: web.Application) -> None:
         """Tell everybody that the host stops."""
-        for served in self._served:
+        for served in tuple(self._served):
             await served.close(CloseCode.GOING_AWAY, "the host stops")
         await self._parts.relay.close()
 
@@ -152,7 +169,7 @@ class _Routes:
     def _is_known(self, request: web.Request) -> bool:
         token = _token(request)
         if is_token(TokenKind.RUNNER, token):
-            return bool(self._parts.gate.node(token))
+            return bool(self._parts.gate.node(token, request.remote or ""))
         return self._parts.gate.actor(token, request.remote or "").role.reaches(Role.VIEWER)
 
     def _control(self, request: web.Request, responder: Responder, door: Door) -> Served:
@@ -166,12 +183,17 @@ class _Routes:
             self._served.discard(served)
 
 
+async def _be_nobody(request: web.Request, response: web.StreamResponse) -> None:
+    """Drop aiohttp's ``Server``: a stranger need not know which versions of what are here."""
+    response.headers.popall("Server", None)
+
+
 def _token(request: web.Request) -> str:
     return bearer(request.headers.get("Authorization", ""))
 
 
 async def listen(
-    runner: web.AppRunner, address: str, port: int, *, most_per_address: int
+    runner: web.AppRunner, address: str, port: int, census: Census
 ) -> tuple[asyncio.Server, int]:
     """Listen, and give the server with the port it got.
 
@@ -180,7 +202,6 @@ async def listen(
     """
     assert runner.server is not None, "the runner was set up"
     make = cast("Callable[[], asyncio.Protocol]", runner.server)
-    census = Census(most_per_address)
     server = await asyncio.get_running_loop().create_server(
         lambda: GuardedConnection(make, census), address, port, backlog=_BACKLOG
     )

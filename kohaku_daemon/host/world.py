@@ -12,6 +12,7 @@ from kohaku_daemon.host.waiting import WaitingRoom
 from kohaku_daemon.supervise import spawn
 from protocol.ids import NodeName
 from protocol.messages.runner import Order
+from protocol.models.node import Node
 from protocol.models.task import Task
 from protocol.session import CloseCode
 
@@ -45,16 +46,13 @@ class Outside:
         self._hub.put_task(brief_task(task))
         self._waiting.task_changed(task)
 
-    def node_changed(self, node: NodeName) -> None:
+    def node_changed(self, name: NodeName, node: Node | None) -> None:
         """Show a node, or that it is no more."""
-        there = self._state.fleet.nodes.get(node)
-        self._hub.put_node(node, None if there is None else there.view())
+        self._hub.put_node(name, node)
 
-    def readings_changed(self, node: NodeName) -> None:
+    def readings_changed(self, node: Node) -> None:
         """Show a node's readings."""
-        there = self._state.fleet.nodes.get(node)
-        if there is not None:
-            self._hub.put_readings(there.view())
+        self._hub.put_readings(node)
 
     def event_told(self, event: EventRecord) -> None:
         """Show a line of the diary."""

@@ -92,7 +92,7 @@ class Uplink:
             connection = await self._dial(identity)
         except Unauthenticated as error:
             if identity.joined_with:
-                raise await self._not_known(identity, error) from error
+                raise await self._not_known(identity) from error
             raise
         async with connection:
             if not identity.joined_with:
@@ -146,7 +146,7 @@ class Uplink:
         )
         _log.info("joined", extra={"node": joined.node, "cluster": joined.cluster})
 
-    async def _not_known(self, identity: Identity, error: Unauthenticated) -> KohakuError:
+    async def _not_known(self, identity: Identity) -> KohakuError:
         """Say what the host's word means, and become a stranger if there is a way back in.
 
         The node was removed, or the host is another one than before. Only a join token that
@@ -158,11 +158,10 @@ class Uplink:
             token = ""  # a file that was taken away after the join is as good as none
         if token and token_digest(token) != identity.joined_with:
             await self._memory.keep_identity(Identity(credential=_make_credential()))
-            _log.warning(
-                "the host no longer knows this runner; joining anew",
-                extra={"join_token": token_prefix(token)},
+            return Unauthenticated(
+                "the host no longer knows this runner; joining anew with the join token "
+                f"{token_prefix(token)}..."
             )
-            return error
         return _NotKnown(
             f"the host at {self._config.host} does not know this runner's credential: "
             "its node was removed, or this is another host; tasks go on",

@@ -65,7 +65,7 @@ class Topic(StrEnum):
     TASKS = "tasks"
     #: Standing and claims of nodes, without readings.
     NODES = "nodes"
-    #: Readings of nodes, at most one a second each.
+    #: Readings of nodes, as often as their runners send them; a slow reader gets the newest.
     READINGS = "readings"
     EVENTS = "events"
 

@@ -12,7 +12,7 @@ from protocol.models.target import Target
 
 
 class TaskState(StrEnum):
-    """Where a task stands. The legal moves are ``kohaku_daemon.core.task.lifecycle``'s table."""
+    """Where a task stands. SPEC.md, section 9, has the legal moves."""
 
     QUEUED = "queued"
     #: A node holds its claim and the order to launch is committed.

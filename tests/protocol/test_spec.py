@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
 
+from kohaku_daemon.core.task.lifecycle import TABLE
+from kohaku_daemon.host.config import HostConfig
+from kohaku_daemon.host.guard import HEADER_DEADLINE_S
 from protocol import framing, session, spec, tunnel
 from protocol.methods import METHODS
+from protocol.models.task import FINAL_STATES
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +51,23 @@ def test_the_limits_it_names_are_the_limits(text: str) -> None:
     assert f"{session.HELLO_TIMEOUT_S:.0f} seconds" in text
     for kind in tunnel.TunnelType:
         assert f"| {kind.value} | {kind.name.lower()} |" in text
+
+
+def test_the_moves_of_states_it_names_are_those_of_the_table(text: str) -> None:
+    section = text.partition("### The life of a task\n")[2].partition("\n### ")[0]
+    ends = {str(state) for state in FINAL_STATES}
+    named = {
+        state: set(re.findall(r"`(\w+)`", after)) | (ends if "or an end" in after else set())
+        for state, after in re.findall(r"^\| `(\w+)` \| (.+) \|$", section, re.MULTILINE)
+    }
+    assert named == {
+        str(state): {str(after) for after in moves.values()} for state, moves in TABLE.items()
+    }
+    prose = section.rpartition("|\n")[2]
+    assert set(re.findall(r"`(\w+)`", prose)) == ends
+
+
+def test_the_limits_of_strangers_it_names_are_those_of_the_host(text: str) -> None:
+    most = inspect.signature(HostConfig).parameters["max_strangers_per_address"].default
+    assert f"| connections of strangers from one address | {most}, " in text
+    assert f"| time until the whole HTTP header is there | {HEADER_DEADLINE_S:.0f} s |" in text

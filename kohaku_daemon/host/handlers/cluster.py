@@ -28,13 +28,17 @@ async def whoami(call: Call, params: WhoAmI) -> Identity:
 async def status(call: Call, params: GetStatus) -> Status:
     """Say how the cluster is."""
     parts = call.parts
-    ended = parts.store.recent_counts(parts.clock.now() - _LATELY_S)
-    shown = view_status(
-        parts.state,
-        kohaku_daemon.version(),
-        parts.started_at,
-        {str(state): count for state, count in ended.items()},
-    )
+
+    def live() -> Status:
+        ended = parts.store.recent_counts(parts.clock.now() - _LATELY_S)
+        return view_status(
+            parts.state,
+            kohaku_daemon.version(),
+            parts.started_at,
+            {str(state): count for state, count in ended.items()},
+        )
+
+    shown = await parts.loop.read(live)
     if parts.loop.trouble:
         return replace(
             shown, problems=(f"nothing can be stored: {parts.loop.trouble}", *shown.problems)

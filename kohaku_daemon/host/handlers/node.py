@@ -25,14 +25,17 @@ from protocol.models.node import Node
 async def list_nodes(call: Call, params: ListNodes) -> NodeList:
     """Give a page of nodes."""
     nodes = call.parts.state.fleet.nodes
-    rows = [nodes[name].view() for name in sorted(nodes) if name > params.after]
+    rows = await call.parts.loop.read(
+        lambda: [nodes[name].view() for name in sorted(nodes) if name > params.after]
+    )
     count = fit(rows)
     return NodeList(tuple(rows[:count]), more=count < len(rows))
 
 
 async def show(call: Call, params: OneNode) -> NodeResult:
     """Give one node."""
-    return NodeResult(call.parts.state.fleet.find(params.node).view())
+    fleet = call.parts.state.fleet
+    return NodeResult(await call.parts.loop.read(lambda: fleet.find(params.node).view()))
 
 
 async def drain(call: Call, params: OneNode) -> NodeResult:

@@ -83,9 +83,15 @@ async def show(call: Call, params: OneTask) -> TaskResult:
 
 async def explain(call: Call, params: OneTask) -> ExplainResult:
     """Say why a task is where it is."""
-    live = call.parts.state.tasks.get(params.task)
-    if live is not None:
-        return ExplainResult(explain_task(call.parts.state, live))
+    state = call.parts.state
+
+    def live() -> Explanation | None:
+        task = state.tasks.get(params.task)
+        return explain_task(state, task) if task is not None else None
+
+    explanation = await call.parts.loop.read(live)
+    if explanation is not None:
+        return ExplainResult(explanation)
     record = await stored_task(call.parts, params.task)
     batch = batch_records(call.parts, [record.batch])[record.batch]
     return ExplainResult(Explanation(record.id, record.state, describe(record, batch.spec)))

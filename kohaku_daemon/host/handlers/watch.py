@@ -80,27 +80,40 @@ async def _start_over(parts: Parts, interest: _Interest, sink: ItemSink) -> int:
     """Send what is there; give the place from where changes follow."""
     place = parts.hub.revision
     await sink.send(Update(start=True))
-    for page in _snapshot(parts, interest):
+    for page in _task_pages(parts, interest):
+        await sink.send(page)
+    for page in await _node_pages(parts, interest):
         await sink.send(page)
     await sink.send(Update(revision=parts.hub.render(place), ready=True))
     return place
 
 
-def _snapshot(parts: Parts, interest: _Interest) -> Iterator[Update]:
-    """Give what is there, a page at a time; each page is read when it is its turn."""
-    if Topic.TASKS in interest.topics:
-        for records in _snapshot_tasks(parts, interest):
-            rows = brief_rows(parts, interest.actor, records)
-            while rows:
-                count = fit(rows)
-                yield Update(tasks=tuple(rows[:count]))
-                rows = rows[count:]
-    if Topic.NODES in interest.topics or Topic.READINGS in interest.topics:
-        nodes = [_show(node.view(), interest) for node in parts.state.fleet.nodes.values()]
-        while nodes:
-            count = fit(nodes)
-            yield Update(nodes=tuple(nodes[:count]))
-            nodes = nodes[count:]
+def _task_pages(parts: Parts, interest: _Interest) -> Iterator[Update]:
+    """Give the tasks there are, a page at a time; each page is read when it is its turn."""
+    if Topic.TASKS not in interest.topics:
+        return
+    for records in _snapshot_tasks(parts, interest):
+        rows = brief_rows(parts, interest.actor, records)
+        while rows:
+            count = fit(rows)
+            yield Update(tasks=tuple(rows[:count]))
+            rows = rows[count:]
+
+
+async def _node_pages(parts: Parts, interest: _Interest) -> list[Update]:
+    """Give the nodes there are, in pages."""
+    if not {Topic.NODES, Topic.READINGS} & set(interest.topics):
+        return []
+    fleet = parts.state.fleet
+    nodes = await parts.loop.read(
+        lambda: [_show(node.view(), interest) for node in fleet.nodes.values()]
+    )
+    pages = []
+    while nodes:
+        count = fit(nodes)
+        pages.append(Update(nodes=tuple(nodes[:count])))
+        nodes = nodes[count:]
+    return pages
 
 
 def _snapshot_tasks(parts: Parts, interest: _Interest) -> Iterator[list[TaskRecord]]:

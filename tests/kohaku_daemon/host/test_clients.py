@@ -71,10 +71,11 @@ async def test_a_stranger_is_refused_every_method_whatever_the_parameters(
     async with await host.connect(Role.ANONY) as stranger:
         assert stranger.welcome.role is Role.ANONY
         refusals = {
-            method.name: await outcome(stranger, method.name, params) for method in OF_CLIENTS
+            name: await outcome(stranger, name, params)
+            for name in [*(method.name for method in OF_CLIENTS + OF_RUNNERS), "nothing.such"]
         }
     assert refusals == dict.fromkeys(refusals, Unauthenticated)
-    assert len(refusals) == 22
+    assert len(refusals) == 28
     await host.stop()
     assert audit_lines(host.data) == [], "strangers could fill the disk"
 

@@ -1,14 +1,24 @@
-"""What stands before aiohttp: a deadline for headers, and a cap on connections of one address."""
+"""What stands before aiohttp: a deadline for headers, and a cap on the strangers of one address."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from contextlib import AsyncExitStack
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from kohaku_daemon.host import guard
-from tests.support.host import RunningHost, running_host
+from kohaku_daemon.host.refusals import Refusals
+from protocol.messages.runner import OrderStream
+from protocol.messages.stream import OpenLogs
+from protocol.messages.task import SubmitTask
+from protocol.methods import TASK_LOGS, TASK_SUBMIT
+from protocol.models.access import Role
+from protocol.models.task import TaskSpec
+from tests.support.host import RunningHost, linked_runner, running_host
 
 Pipe = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -77,16 +87,17 @@ async def test_a_header_in_small_pieces_is_in_time_and_has_no_deadline_after_it(
     writer.close()
 
 
-async def test_one_address_holds_so_many_connections_and_may_have_another_after_one_ends(
-    tmp_path: Path,
+async def test_one_address_holds_so_many_strangers_and_may_have_another_after_one_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with running_host(tmp_path / "data", max_connections_per_address=3) as host:
+    async with running_host(tmp_path / "data", max_strangers_per_address=3) as host:
         pipes = [await open_pipe(host) for _ in range(3)]
-        assert await is_dropped(await open_pipe(host))
+        for _ in range(3):
+            assert await is_dropped(await open_pipe(host))
         pipes[0][1].write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert (await pipes[0][0].read()).endswith(b"ok\n")
         pipes[0][1].close()
-        client = await host.connect()
+        client = await host.connect(Role.ANONY)  # who shows no token is a stranger for good
         assert await is_dropped(await open_pipe(host))
         await client.close()
         for _, writer in pipes:
@@ -94,10 +105,51 @@ async def test_one_address_holds_so_many_connections_and_may_have_another_after_
         async with asyncio.timeout(5):
             while await is_dropped(await open_pipe(host), within_s=0.05):
                 pass
+    told = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert [(record.getMessage(), vars(record)["address"]) for record in told] == [
+        ("a connection refused: 3 from this address have not shown a token", "127.0.0.1")
+    ]
+
+
+async def test_who_shows_a_token_a_credential_or_a_ticket_is_not_counted(tmp_path: Path) -> None:
+    async with (
+        running_host(tmp_path / "data", max_strangers_per_address=2) as host,
+        linked_runner(host) as runner,
+        aiohttp.ClientSession() as http,
+    ):
+        clients = [await host.connect() for _ in range(8)]
+        spec = TaskSpec(command=("true",))
+        submit = SubmitTask(request_id="request-1", spec=spec)
+        (task,) = (await clients[0].call(TASK_SUBMIT, submit)).ids()
+        await runner.run(await runner.start())
+        async with AsyncExitStack() as streams:
+            for client in clients:
+                ticket = await client.call(TASK_LOGS, OpenLogs(task=task, follow=True))
+                headers = {"Authorization": f"Ticket {ticket.ticket}"}
+                await streams.enter_async_context(
+                    http.ws_connect(host.url + ticket.path, headers=headers)
+                )
+                order = await runner.order()
+                assert isinstance(order, OrderStream)
+                await streams.enter_async_context(runner.dial_back(order))
+            # All of them are open, and there is room for two strangers as ever.
+            strangers = [await open_pipe(host) for _ in range(2)]
+            assert await is_dropped(await open_pipe(host))
+            for _, writer in strangers:
+                writer.close()
+        for client in clients:
+            await client.close()
+
+
+async def test_many_tools_of_one_machine_may_begin_at_the_same_moment(host: RunningHost) -> None:
+    clients = await asyncio.gather(*(host.connect() for _ in range(200)))
+    for client in clients:
+        assert client.is_open
+        await client.close()
 
 
 def test_an_address_without_connections_is_forgotten() -> None:
-    census = guard.Census(2)
+    census = guard.Census(2, Refusals(lambda: 0.0))
     assert [census.enter("a"), census.enter("a"), census.enter("a")] == [True, True, False]
     assert census.enter("b")
     census.leave("a")

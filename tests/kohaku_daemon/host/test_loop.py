@@ -30,7 +30,7 @@ from protocol.messages.cluster import GetStatus, ListEvents
 from protocol.messages.runner import Order, OrderStart
 from protocol.messages.task import ListTasks, SubmitTask, Submitted
 from protocol.methods import EVENT_LIST, STATUS, TASK_LIST, TASK_SUBMIT
-from protocol.models.node import Readings
+from protocol.models.node import Node, Readings
 from protocol.models.task import Task, TaskSpec, TaskState
 from tests.support.builders import OPERATOR, a_cluster, a_node, a_submission
 from tests.support.host import RunningHost, until
@@ -75,6 +75,7 @@ class Diary:
     """A world that writes down what it is told."""
 
     lines: list[str] = field(default_factory=list)
+    nodes: list[Node | None] = field(default_factory=list)
 
     def send_order(self, node: NodeName, order: Order) -> None:
         assert isinstance(order, OrderStart)
@@ -86,11 +87,12 @@ class Diary:
     def task_changed(self, task: Task) -> None:
         self.lines.append(f"task {task.state}")
 
-    def node_changed(self, node: NodeName) -> None:
-        self.lines.append(f"node {node}")
+    def node_changed(self, name: NodeName, node: Node | None) -> None:
+        self.lines.append(f"node {name}")
+        self.nodes.append(node)
 
-    def readings_changed(self, node: NodeName) -> None:
-        self.lines.append(f"readings {node}")
+    def readings_changed(self, node: Node) -> None:
+        self.lines.append(f"readings {node.name}")
 
     def event_told(self, event: EventRecord) -> None:
         self.lines.append(event.kind)
@@ -235,6 +237,71 @@ async def test_settled_waits_for_what_has_happened_and_not_for_what_has_not(rig:
     await reading
     assert asking.done()
     assert rig.store.store.by_request("ada", "request-1") is not None
+
+
+async def test_what_is_shown_of_memory_is_what_was_committed_and_nothing_of_what_came_later(
+    rig: Rig,
+) -> None:
+    fleet = rig.engine.state.fleet
+
+    def view() -> tuple[bool, int]:
+        node = fleet.find("n1")
+        return node.record.draining, len(rig.engine.state.tasks)
+
+    assert await rig.loop.read(view) == (False, 0)
+    rig.store.free.clear()
+    submitting = asyncio.create_task(rig.submit(1))
+    await until(rig.store.waits.is_set)
+    # The first group is being written: a reader now has to wait, and for the second.
+    draining = asyncio.create_task(rig.loop.ask(DrainAsked(OPERATOR, "n1", draining=True)))
+    reading = asyncio.create_task(rig.loop.read(view))
+    await asyncio.sleep(0.02)
+    assert not reading.done()
+    rig.store.waits.clear()
+    rig.store.free.set()
+    await submitting
+    (first,) = [node for node in rig.diary.nodes if node is not None][:1]
+    assert not first.draining, "a group showed what the next one changes"
+    await draining
+    assert await reading == (True, 1)
+
+
+async def test_a_reader_sees_nothing_of_what_arrives_while_its_group_is_written(rig: Rig) -> None:
+    rig.store.free.clear()
+    submitting = asyncio.create_task(rig.submit(1))
+    reading = asyncio.create_task(rig.loop.read(lambda: len(rig.engine.state.tasks)))
+    await until(rig.store.waits.is_set)
+    later = asyncio.create_task(rig.submit(2))
+    await until(lambda: len(rig.engine.state.tasks) == 2)
+    rig.store.free.set()
+    assert await reading == 1
+    await asyncio.gather(submitting, later)
+
+
+@pytest.mark.parametrize("bug", [NotFound("no such node"), ZeroDivisionError()])
+async def test_a_view_that_fails_is_its_readers_trouble_only(rig: Rig, bug: Exception) -> None:
+    def view() -> int:
+        raise bug
+
+    rig.store.free.clear()
+    asking = asyncio.create_task(rig.submit(1))
+    await until(rig.store.waits.is_set)
+    reading = asyncio.create_task(rig.loop.read(view))
+    await asyncio.sleep(0)
+    rig.store.free.set()
+    with pytest.raises(type(bug)):
+        await reading
+    await asking
+    await rig.submit(2)
+
+
+async def test_an_event_that_is_refused_though_nobody_asked_is_told(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.loop.tell(DrainAsked(OPERATOR, "n9", draining=True))
+    assert [record.getMessage() for record in caplog.records] == [
+        "DrainAsked was refused: no node is called 'n9'"
+    ]
 
 
 async def test_reads_do_not_wait_for_a_store_that_fails(rig: Rig) -> None:

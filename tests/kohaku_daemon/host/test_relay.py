@@ -331,14 +331,14 @@ async def test_an_order_to_open_a_stream_does_not_overtake_the_order_to_launch(
         # With its end goes the placing of the other, which is not committed yet.
         ending = asyncio.create_task(runner.end(first))
         await runner.beat()
-        async with asyncio.timeout(5):
-            while (await admin.call(TASK_EXPLAIN, OneTask(waiting))).explanation.state == "queued":
-                pass
+        explaining = asyncio.create_task(admin.call(TASK_EXPLAIN, OneTask(waiting)))
         async with await admin.open_data(ticket.path, ticket.ticket) as data:
             await asyncio.sleep(0.05)
             assert runner.orders.empty()
+            assert not explaining.done(), "it told of a place that is not committed"
             release.set()
             await ending
+            assert (await explaining).explanation.state == "assigned"
             assert (await runner.start()).task == waiting
             async with runner.dial_back(await stream_order(runner)) as socket:
                 await send(socket, LogEnd(0, 0))

@@ -72,14 +72,24 @@ async def task_state(host: RunningHost, task: int) -> TaskState:
 @pytest.mark.parametrize("params", [{}, None, "garbage"])
 async def test_a_runner_without_credential_may_only_join(host: RunningHost, params: Any) -> None:
     runner = await dial_runner(host, is_node=False)
-    for method in METHODS.values():
-        if method.door is Door.RUNNER and method is not RUNNER_JOIN:
-            with pytest.raises(Unauthenticated, match="has not shown a credential"):
-                await runner.connection.call_raw(method.name, params)
-        elif method.door is Door.CLIENT:
-            with pytest.raises(BadRequest, match="there is no method"):
-                await runner.connection.call_raw(method.name, params)
+    # Whether or not there is such a method, at this door or at all.
+    refused = {"nothing.such"} | {
+        method.name
+        for method in METHODS.values()
+        if method.door is not Door.BOTH and method is not RUNNER_JOIN
+    }
+    assert len(refused) > 20
+    for name in refused:
+        with pytest.raises(Unauthenticated, match="has not shown a credential"):
+            await runner.connection.call_raw(name, params)
     await runner.close()
+
+
+async def test_a_node_is_told_which_methods_are_not_there(host: RunningHost) -> None:
+    async with linked_runner(host) as runner:
+        for name in ("task.list", "nothing.such"):
+            with pytest.raises(BadRequest, match="there is no method"):
+                await runner.connection.call_raw(name, {})
 
 
 @pytest.mark.parametrize("credential", ["khr_" + "0" * 64, "kht_" + "0" * 64, "khr_", "x" * 3000])
@@ -98,7 +108,7 @@ async def test_a_join_token_lets_in_so_many_under_the_names_it_is_for(host: Runn
         ({"node": "N 1"}, "cannot be a node's name"),
         ({"credential": "khr_short"}, "credential must be khr_"),
         ({"token": of_n2}, "is for node n2, not n1"),
-        ({"token": "khj_" + "0" * 64}, "unknown or used up"),
+        ({"token": "khj_" + "0" * 64}, "not known here"),
         ({"labels": {"a b": ""}}, "cannot be a label"),  # type: ignore[dict-item]
     ]
     for change, told in refusals:
@@ -110,7 +120,7 @@ async def test_a_join_token_lets_in_so_many_under_the_names_it_is_for(host: Runn
     await runner.close()
 
     late = await dial_runner(host, "n3", is_node=False)
-    with pytest.raises(Unauthenticated, match="unknown or used up"):
+    with pytest.raises(Unauthenticated, match="is used up"):
         await join(late, token)
     # The name is taken: told to who has a token only, and the token is not used up by it.
     with pytest.raises(Conflict, match="a node called n1 is in the cluster already"):

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from kohaku_daemon.host.metrics import CommitTimes
 from kohaku_daemon.host.web import make_app
+from kohaku_daemon.wire import Served
 from protocol.messages.hello import WhoAmI
 from protocol.methods import WHOAMI
 from protocol.models.access import Role
@@ -68,6 +69,7 @@ async def test_a_stranger_is_told_401_wherever_it_knocks(
                     assert answer.status == 401, (method, path)
                     assert answer.headers["WWW-Authenticate"] == "Bearer"
                 assert answer.headers["Connection"] == "close", "a plain connection stays open"
+                assert "Server" not in answer.headers, "it tells what it is made of"
 
 
 @pytest.mark.parametrize("header", [b"Ticket \xff", b"Bearer \xff", b"Bearer kht_\xed\xa0\x80"])
@@ -110,6 +112,7 @@ async def test_a_page_of_another_site_may_not_talk_to_the_host(
     assert caught.value.status == 403
     async with http.ws_connect(host.url + path, headers={"Origin": host.url}) as own:
         assert not own.closed
+        assert "Server" not in own._response.headers
 
 
 @pytest.mark.parametrize("path", sorted(UPGRADES))
@@ -147,6 +150,22 @@ async def test_a_message_above_the_limit_of_the_wire_closes_its_connection(
         assert (await other.call(WHOAMI, WhoAmI())).user == "admin"
 
 
+async def test_all_are_told_though_some_go_while_others_are_told(
+    host: RunningHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = Served.close
+
+    async def slowly(served: Served, code: int, reason: str) -> None:
+        await close(served, code, reason)
+        await asyncio.sleep(0.05)  # in which its own connection ends
+
+    monkeypatch.setattr(Served, "close", slowly)
+    clients = [await host.connect() for _ in range(3)]
+    await host.stop()
+    for client in clients:
+        assert (await client.closed).code == CloseCode.GOING_AWAY
+
+
 async def test_everybody_is_told_when_the_host_stops(host: RunningHost) -> None:
     visitor = await dial_runner(host, "n2", is_node=False)
     async with await host.connect() as client, linked_runner(host) as runner:
@@ -157,3 +176,20 @@ async def test_everybody_is_told_when_the_host_stops(host: RunningHost) -> None:
             ended = await connection.closed
             assert (ended.code, ended.reason) == (CloseCode.GOING_AWAY, "the host stops")
     await visitor.close()
+
+
+async def test_bytes_that_are_no_http_leave_no_traceback_in_the_log(
+    host: RunningHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    address, port = host.url.removeprefix("http://").split(":")
+    for garbage in (
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost\r\n\r\n",
+        b"\x16\x03\x01\r\n\r\n",
+    ):
+        reader, writer = await asyncio.open_connection(address, int(port))
+        writer.write(garbage)
+        assert b" 400 " in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+    assert [record for record in caplog.records if record.exc_info] == []

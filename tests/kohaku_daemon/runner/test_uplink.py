@@ -120,9 +120,15 @@ async def test_a_revoked_runner_says_so_and_its_tasks_go_on(
     assert machine.launches()["1-1"].state is not AttemptState.ENDED
 
     host.tokens = {OTHER_TOKEN}
+    caplog.clear()
     machine.token_file.write_text(OTHER_TOKEN)
     await until(lambda: host.nodes)
     await until(lambda: len(host.registers) >= 2)
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warned == [
+        "the host no longer knows this runner; joining anew with the join token "
+        f"{OTHER_TOKEN[:10]}..."
+    ]
     assert host.joins[-1].credential != credential
     assert [report.state for report in host.registers[-1].attempts] == [AttemptState.RUNNING]
 

@@ -240,7 +240,7 @@ async def test_a_node_removed_by_force_ends_its_tasks_for_those_who_wait(host: R
             (task,) = (await submit(admin)).ids()
             await runner.run(await runner.start())
             waiting = asyncio.create_task(admin.call(TASK_WAIT, WaitTasks(tasks=(task,))))
-            with pytest.raises(Conflict, match="1 tasks are on node n1"):
+            with pytest.raises(Conflict, match="node n1 has 1 task on it"):
                 await admin.call(NODE_REMOVE, RemoveNode("n1"))
             gone = await admin.call(NODE_REMOVE, RemoveNode("n1", force=True))
             assert gone.node.state is NodeState.ONLINE
