@@ -36,6 +36,21 @@ def test_example(home: Home, script: str, arguments: list[str], said: str) -> No
         assert [line.split()[-1] for line in done.stdout.splitlines()[-2:]] == ["2", "3"]
 
 
+@pytest.mark.parametrize("script", sorted(script.name for script in EXAMPLES.glob("*.py")))
+def test_an_example_says_what_to_do_where_no_host_is_known(script: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / script],
+        env=Home(tmp_path).environ(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no host is known" in done.stderr
+    assert "kohaku login" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_every_example_is_in_the_readme() -> None:
     readme = (EXAMPLES.parents[1] / "README.md").read_text()
     for script in EXAMPLES.glob("*.py"):
