@@ -33,11 +33,10 @@ def main(argv: Sequence[str]) -> int:
     """Carry out one command line and give its exit status."""
     try:
         arguments = _parser().parse_args(argv)
-    except SystemExit as leaving:  # --help, or argparse has said what is wrong
-        return int(leaving.code or 0)
-    try:
         command: Callable[[argparse.Namespace], int] = arguments.command
         return command(arguments)
+    except _Helped:
+        return 0
     except KohakuError as error:
         say(f"kohakud: {error.message}" + (f"\n  {error.hint}" if error.hint else ""))
         return 2 if isinstance(error, BadRequest) else 1
@@ -114,12 +113,48 @@ def _check(arguments: argparse.Namespace) -> int:
 # --- the command line -----------------------------------------------------------------------
 
 
+class _Helped(Exception):
+    """Help was asked for and given."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells mistakes as the daemons do: what is wrong, then what to do."""
+
+    def parse_known_args(  # type: ignore[override]  # the overloads only relate the namespaces
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Parse, and refuse what is left over here, where the options of a command are known."""
+        found, left = super().parse_known_args(args, namespace)
+        if left:
+            raise self._left_over(left)
+        return found, left
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse a command line."""
+        raise BadRequest(message, hint=f"see: {self.prog} --help")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """End after --help; mistakes come by ``error``."""
+        raise _Helped
+
+    def _left_over(self, left: Sequence[str]) -> BadRequest:
+        from difflib import get_close_matches
+
+        option = next((part.partition("=")[0] for part in left if part.startswith("-")), "")
+        if not option:
+            return BadRequest(f"unexpected argument {left[0]!r}", hint=f"see: {self.prog} --help")
+        near = get_close_matches(option, self._option_string_actions, n=1)
+        start = f"did you mean {near[0]}? " if near else ""
+        return BadRequest(f"unknown option {option}", hint=f"{start}see: {self.prog} --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="kohakud",
         description="The daemons of KohakuRiver.",
         epilog=_STARTS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -168,7 +203,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add(
     commands: Any, name: str, command: Callable[[argparse.Namespace], int], about: str
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=about, description=about, allow_abbrev=False
+    )
     parser.set_defaults(command=command)
     return parser
 

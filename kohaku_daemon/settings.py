@@ -19,7 +19,7 @@ import json
 import re
 import textwrap
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, get_type_hints
@@ -130,7 +130,9 @@ def _from_file(known: Mapping[str, Setting], path: Path) -> dict[str, Any]:
     values = {}
     for key, raw in _flatten(content, known):
         where = _place(path, text, key)
-        values[key] = _checked(_find(known, key, where), raw, where, path.parent)
+        if key not in known:
+            raise _unknown(key, where, _near_key(key, known))
+        values[key] = _checked(known[key], raw, where, path.parent)
     return values
 
 
@@ -139,7 +141,11 @@ def _from_environment(known: Mapping[str, Setting], sources: Sources) -> dict[st
     values = {}
     for variable, text in sources.environ.items():
         if variable.startswith(sources.prefix):
-            setting = _find(by_variable, variable, "the environment")
+            setting = by_variable.get(variable)
+            if setting is None:
+                raise _unknown(
+                    variable, "the environment", _near_variable(variable, known, sources.prefix)
+                )
             raw = setting.kind.of_text(text)
             values[setting.key] = _checked(setting, raw, variable, Path.cwd())
     return values
@@ -149,7 +155,7 @@ def _from_flags(known: Mapping[str, Setting], flags: Mapping[str, Any]) -> dict[
     where = "the command line"
     values = {}
     for key, given in flags.items():
-        setting = _find(known, key, where)
+        setting = known[key]
         raw = setting.kind.of_text(given) if isinstance(given, str) else given
         values[key] = _checked(setting, raw, where, Path.cwd())
     return values
@@ -179,15 +185,38 @@ def _arguments(owner: type, values: Mapping[str, Any], table: str = "") -> dict[
 # --- what is wrong, and where ---------------------------------------------------------------
 
 
-def _find(known: Mapping[str, Setting], name: str, where: str) -> Setting:
-    setting = known.get(name)
-    if setting is not None:
-        return setting
-    near = difflib.get_close_matches(name, known, n=1)
-    raise BadRequest(
-        f"unknown setting {name} in {where}",
-        hint=f"did you mean {near[0]}?" if near else "kohakud init writes a file with all of them",
-    )
+def _unknown(name: str, where: str, near: str) -> BadRequest:
+    hint = near or "kohakud init writes a file with all of them"
+    return BadRequest(f"unknown setting {name} in {where}", hint=hint)
+
+
+def _near_key(key: str, known: Iterable[str]) -> str:
+    """Say which key of a file was meant; nothing if none is like it.
+
+    A line added at the end of a file lands in its last table, so names are compared without
+    their tables: with them, all keys of a table look alike.
+    """
+    table, _, name = key.rpartition(".")
+    places: dict[str, list[str]] = {}
+    for other in known:
+        place, _, last = other.rpartition(".")
+        places.setdefault(last, []).append(place)
+    near = difflib.get_close_matches(name, places, n=1)
+    if not near:
+        return ""
+    if table in places[near[0]]:
+        return f"did you mean {f'{table}.' if table else ''}{near[0]}?"
+    place = places[near[0]][0]
+    where = f"{near[0]} belongs " + (f"below [{place}]" if place else f"above [{table}]")
+    return where if near[0] == name else f"did you mean {near[0]}? {where}"
+
+
+def _near_variable(variable: str, known: Mapping[str, Setting], prefix: str) -> str:
+    """Say which variable was meant; that all of them begin with ``prefix`` makes none alike."""
+    by_rest = {setting.variable(""): setting for setting in known.values()}
+    # Strict, because the variables of one table begin alike as well.
+    near = difflib.get_close_matches(variable.removeprefix(prefix), by_rest, n=1, cutoff=0.75)
+    return f"did you mean {by_rest[near[0]].variable(prefix)}?" if near else ""
 
 
 def _checked(setting: Setting, raw: Any, where: str, base: Path) -> Any:

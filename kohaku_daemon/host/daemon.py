@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,7 @@ async def run_host(
     Raises:
         KohakuError: A store cannot be opened, or the address cannot be listened on.
     """
+    _allow_many_connections()
     clock = SystemClock()
     config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     ids = SnowflakeSource(0)
@@ -71,6 +73,15 @@ async def run_host(
         await _serve(parts, commits, stop, on_ready)
     finally:
         store.close()
+
+
+def _allow_many_connections() -> None:
+    """Use all the descriptors we are allowed: each client, runner and reader of logs takes one.
+
+    The usual soft limit of 1024 is for programs that use select(2); we start none.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _make_parts(

@@ -17,6 +17,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -34,6 +35,7 @@ _LITTLE: Final = 2**30
 #: Seconds for a Docker engine to answer.
 _DOCKER_S: Final = 3.0
 _OLDEST_PYTHON: Final = (3, 11)
+_PER_PROCESS: Final = "hold for each process only; -m hogs end failed, not oom_killed"
 
 
 class Verdict(StrEnum):
@@ -139,15 +141,33 @@ def _process() -> Iterator[Part]:
         f"enforced for a whole task: {', '.join(limits) or 'nothing'}",
         _advise_cgroups() if lacking else "",
     )
+    if "memory" in lacking:
+        # Told apart: it changes how the ends of tasks read.
+        yield Part("memory limits", Verdict.LIMITED, _PER_PROCESS)
 
 
 async def _try_process() -> BackendInfo:
-    with tempfile.TemporaryDirectory(prefix="kohakud-check-") as folder:
-        backend = ProcessBackend(state_root=Path(folder) / "process", node="kohakud-check")
+    with _trial_folder() as folder:
+        backend = ProcessBackend(state_root=folder / "process", node="kohakud-check")
         try:
             return await backend.open()
         finally:
             await backend.close()
+
+
+@contextmanager
+def _trial_folder() -> Iterator[Path]:
+    """Make a folder beside the one runners keep their data in, or anywhere if that is not ours.
+
+    Modes of the folders above that bar tasks from there bar the trial too.
+    """
+    there = next(path for path in data_dir().parents if path.exists())
+    place = there if os.access(there, os.W_OK | os.X_OK) else None
+    with tempfile.TemporaryDirectory(prefix=".kohakud-check-", dir=place) as name:
+        folder = Path(name)
+        # As runners do with theirs: tasks of a runner that is root are users of their own.
+        folder.chmod(0o711)
+        yield folder
 
 
 def _advise_isolation(why: str) -> str:

@@ -6,6 +6,7 @@ Does not know: processes.
 
 from __future__ import annotations
 
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -59,6 +60,14 @@ class Home:
     def runners(self) -> list[str]:
         """Names of the runners that have ever run here."""
         return sorted(path.name for path in (self.root / "runners").glob("*") if path.is_dir())
+
+    def find_shut(self) -> Path | None:
+        """Find the first folder above this home that not everybody may pass; None if all may.
+
+        A runner that is root opens the home itself for its tasks' users, and nothing above it.
+        """
+        above = reversed(self.root.resolve().parents)
+        return next((path for path in above if not path.stat().st_mode & stat.S_IXOTH), None)
 
     def recall(self) -> Remembered:
         """Read what the last ``up`` kept.

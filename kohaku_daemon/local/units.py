@@ -7,6 +7,7 @@ Why each line of a unit is there is said in the unit, where its reader is.
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +49,12 @@ SystemCallArchitectures=native
 {capabilities}
 [Install]
 WantedBy={target}
+"""
+
+_NO_CAPABILITIES: Final = """\
+# None at all. Without them root passes only through folders open to it like to anybody: Python
+# and this package must not lie in the home of somebody, mode 0700.
+CapabilityBoundingSet=
 """
 
 _RUNNER: Final = """\
@@ -98,8 +105,8 @@ def folder() -> Path:
 
 def host(config: Path, data: Path) -> str:
     """Write the host's unit."""
-    # An empty set, where there is one to give up: a user's systemd has none.
-    capabilities = "CapabilityBoundingSet=\n" if os.geteuid() == 0 else ""
+    # Where there is a set to give up: a user's systemd has none.
+    capabilities = _NO_CAPABILITIES if os.geteuid() == 0 else ""
     return _HOST.format(
         command=_command(),
         config=_quoted(config),
@@ -120,7 +127,13 @@ def next_steps(made: Mapping[Path, str]) -> str:
     """Say how the units are put to use."""
     names = " ".join(path.name for path in made)
     systemctl = "systemctl" if os.geteuid() == 0 else "systemctl --user"
-    lines = ["next:"]
+    lines = []
+    if os.geteuid() == 0 and any(path.name == HOST for path in made) and (shut := find_shut()):
+        lines += [
+            f"warning: {shut} is closed to root without capabilities, so {HOST} cannot start",
+            f"  install KohakuRiver outside of it, in /opt say, or: chmod o+x {shut}",
+        ]
+    lines.append("next:")
     if os.environ.get("KOHAKU_HOME"):
         lines.append(f"  {systemctl} link {' '.join(str(path) for path in made)}")
     lines.append(f"  {systemctl} daemon-reload")
@@ -132,6 +145,30 @@ def next_steps(made: Mapping[Path, str]) -> str:
     if os.geteuid() != 0:
         lines.append("  loginctl enable-linger     # so that they run while you are logged out")
     return "\n".join(lines) + "\n"
+
+
+def find_shut() -> Path | None:
+    """Find a folder on the way to Python or to this package that root may not pass by its modes.
+
+    A host under systemd has no capability to pass all the same. None if there is no such folder.
+    """
+    python = Path(sys.executable)
+    for goal in (python, python.resolve(), Path(__file__).resolve()):
+        for folder in reversed(goal.parents):
+            if not _lets_root_pass(folder.stat()):
+                return folder
+    return None
+
+
+def _lets_root_pass(status: os.stat_result) -> bool:
+    """Apply the one class of mode bits that root's: owner, group or others, path_resolution(7)."""
+    if status.st_uid == 0:
+        bit = stat.S_IXUSR
+    elif status.st_gid == 0:
+        bit = stat.S_IXGRP
+    else:
+        bit = stat.S_IXOTH
+    return bool(status.st_mode & bit)
 
 
 def _command() -> str:

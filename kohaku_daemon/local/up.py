@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -28,7 +28,7 @@ from protocol.client import Connection
 from protocol.errors import BadRequest, Conflict
 from protocol.messages.node import ListNodes, MakeJoinToken
 from protocol.methods import NODE_JOIN_TOKEN, NODE_LIST
-from protocol.models.node import NodeState
+from protocol.models.node import Node, NodeState
 
 T = TypeVar("T")
 
@@ -58,6 +58,8 @@ class Cluster:
     runners: tuple[Daemon, ...]
     #: Name of the context that people's commands use.
     context_in_use: str
+    #: What does not work on nodes that are online all the same, each with what to do.
+    troubles: tuple[str, ...]
 
 
 def up(wanted: Wanted, *, detach: bool) -> int:
@@ -80,6 +82,8 @@ async def _up(home: Home, wanted: Wanted, *, detach: bool) -> int:
     # Not before Ctrl-C is ours: whoever reads this may press it.
     sys.stdout.write(_describe(home, cluster, detach=detach))
     sys.stdout.flush()
+    for trouble in cluster.troubles:
+        _say(f"warning: {trouble}")
     if watch is None:
         return 0
     failed = await watch.until_asked_or_ended()
@@ -111,13 +115,13 @@ async def bring_up(home: Home, wanted: Wanted) -> Cluster:
         home.remember(msgspec.structs.replace(home.recall(), tasks_left=True))
         async with await enter(home.host) as connection:
             in_use = save_context(connection, home.host)
-            await _bring_up_runners(home, connection, runners, backend)
+            nodes = await _bring_up_runners(home, connection, runners, backend)
         home.remember(msgspec.structs.replace(home.recall(), runners=count, backend=backend))
     except BaseException:
         # No half a cluster stays behind a start that failed or that somebody gave up.
         daemons.stop(daemon for daemon in (*runners, host) if daemon.was_started_here)
         raise
-    return Cluster(url, host, tuple(runners), in_use)
+    return Cluster(url, host, tuple(runners), in_use, tuple(_list_troubles(home, nodes)))
 
 
 # --- the order of a start -------------------------------------------------------------------
@@ -138,10 +142,11 @@ async def _bring_up_host(home: Home, host: Daemon, asked: Asked | None) -> str:
 
 async def _bring_up_runners(
     home: Home, connection: Connection, runners: list[Daemon], backend: str
-) -> None:
+) -> list[Node]:
     known = {node.name for node in (await connection.call(NODE_LIST, ListNodes())).nodes}
+    strangers = [runner for runner in runners if runner.name not in known]
+    await _stop_removed(strangers)
     missing = [runner for runner in runners if runner.pid is None]
-    strangers = [runner for runner in missing if runner.name not in known]
     flags = ["--host", connection.url]
     if not is_loopback(urlsplit(connection.url).hostname or ""):
         # The host accepted that risk, and what goes to its own machine meets no network.
@@ -156,20 +161,29 @@ async def _bring_up_runners(
         for runner in missing:
             joins = ["--join-token-file", str(token)] if runner in strangers else []
             runner.start(*flags, *joins)
-        await _until_online(connection, runners)
+        return await _until_online(connection, runners)
     finally:
         token.unlink(missing_ok=True)
 
 
-async def _until_online(connection: Connection, runners: list[Daemon]) -> None:
+async def _stop_removed(strangers: Iterable[Daemon]) -> None:
+    """Stop runners whose nodes were removed: a runner takes a join token only as it starts."""
+    removed = [runner for runner in strangers if runner.pid is not None]
+    for runner in removed:
+        _say(f"{runner.name} runs, but its node was removed; it joins anew; tasks go on")
+    await asyncio.to_thread(daemons.stop, removed)
+
+
+async def _until_online(connection: Connection, runners: list[Daemon]) -> list[Node]:
+    """Wait for the runners; give their nodes."""
     deadline = asyncio.get_running_loop().time() + _READY_S
     while True:
         nodes = (await connection.call(NODE_LIST, ListNodes())).nodes
-        online = {node.name for node in nodes if node.state is NodeState.ONLINE}
+        online = {str(node.name): node for node in nodes if node.state is NodeState.ONLINE}
         # Without its process a node is online only until the host has noticed.
         late = [runner for runner in runners if runner.name not in online or not runner.pid]
         if not late:
-            return
+            return [online[runner.name] for runner in runners]
         await _look_again(late, "is not online", deadline)
 
 
@@ -277,6 +291,29 @@ def _describe(home: Home, cluster: Cluster, *, detach: bool) -> str:
         f"stop:  {'kohakud down' if detach else 'Ctrl-C'}; tasks go on",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _list_troubles(home: Home, nodes: Iterable[Node]) -> Iterator[str]:
+    for node in nodes:
+        backends = node.inventory.backends
+        alone = not any(info.healthy for info in backends)
+        for info in backends:
+            if not info.healthy:
+                what = f"backend {info.name} of {node.name} does not work"
+                yield (
+                    f"{f'no task can run on {node.name}' if alone else what}: {info.message}\n"
+                    f"  {_advise(home, node)}"
+                )
+
+
+def _advise(home: Home, node: Node) -> str:
+    shut = home.find_shut() if os.geteuid() == 0 else None
+    if shut is None:
+        return f"see: kohakud check, and {home.logs / f'{node.name}.log'}"
+    return (
+        f"tasks run as users of their own, and {shut} is closed to them: set KOHAKU_HOME to a "
+        f"folder elsewhere, or: chmod o+x {shut}; then kohakud down, kohakud up"
+    )
 
 
 def _table(rows: Iterable[tuple[str, Daemon]]) -> list[str]:

@@ -41,6 +41,13 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         ("runner --host http://10.0.0.1:8000", "dialling 10.0.0.1 would send tokens"),
         ("up --runners 65", "65 runners on one machine are not possible"),
         ("up --runners two", "invalid int value: 'two'"),
+        (
+            "host --lisen x",
+            "kohakud: unknown option --lisen\n  did you mean --listen? see: kohakud",
+        ),
+        ("up --runer=2", "unknown option --runer\n  did you mean --runners?"),
+        ("up --run 2", "unknown option --run\n"),  # a shortening of today is ambiguous tomorrow
+        ("down now", "unexpected argument 'now'\n  see: kohakud down --help"),
         ("init cluster", "invalid choice: 'cluster'"),
     ],
 )

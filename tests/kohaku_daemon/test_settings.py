@@ -164,9 +164,31 @@ def test_an_unknown_key_names_the_nearest_known_one(tmp_path: Path) -> None:
         read(tmp_path, environ={"KOHAKU_X_PROCESS_MODUS": "1"})
     assert caught.value.hint == "did you mean KOHAKU_X_PROCESS_MODE?"
 
+    with pytest.raises(BadRequest, match="KOHAKU_X_QQQQ") as caught:
+        read(tmp_path, environ={"KOHAKU_X_QQQQ": "1"})
+    assert "kohakud init" in caught.value.hint
+
     with pytest.raises(BadRequest, match="unknown setting qqqq") as caught:
         read(tmp_path, "qqqq = 1")
     assert "kohakud init" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("toml", "hint"),
+    [
+        ("[process]\nport = 1", "port belongs above [process]"),
+        ("[process]\nprot = 1", "did you mean port? port belongs above [process]"),
+        ("[process]\nmodus = 1", "did you mean process.mode?"),
+        ("mode = 1", "mode belongs below [process]"),
+        ("[process]\nqqqq = 1", "kohakud init writes a file with all of them"),
+    ],
+)
+def test_a_key_in_the_wrong_table_is_told_where_it_belongs(
+    tmp_path: Path, toml: str, hint: str
+) -> None:
+    with pytest.raises(BadRequest, match="unknown setting") as caught:
+        read(tmp_path, toml)
+    assert caught.value.hint == hint
 
 
 def test_a_wrong_variable_is_told_by_its_name(tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ class Isolation(StrEnum):
 class ProcessSettings:
     """What an administrator may choose about the process backend."""
 
+    #: How far tasks are kept from the machine and from each other: "namespaces", or this backend
+    #: takes no task; "plain", processes like any others; "auto", namespaces where they can be
+    #: made, else plain.
     isolation: Isolation = Isolation.AUTO
     #: Where the cgroup file systems are. A folder that is not there turns limits by cgroup off.
     cgroup_root: Path = Path("/sys/fs/cgroup")
@@ -29,6 +32,8 @@ class ProcessSettings:
     #: ``uid_span`` after it. The default lies between the ranges systemd names for containers
     #: (0x80000 to 0x6FFFFFFF) and the end of the signed numbers (systemd, UIDS-GIDS.md).
     uid_base: int = 0x70000000
+    #: How many users launches of a runner that is root are spread over; 0 for one, 65534, that
+    #: all of them share.
     uid_span: int = 0x08000000
     #: Processes and threads a launch may have at once, where a cgroup counts them.
     max_processes: int = 8192

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import socketserver
+import tempfile
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from kohaku_daemon.backends.process.backend import ProcessBackend
+from kohaku_daemon.backends.process.settings import Isolation, ProcessSettings
 from kohaku_daemon.local import check as checking
 from kohaku_daemon.local.check import Part, Verdict, check
 from protocol.models.node import BackendInfo
@@ -82,6 +87,34 @@ def test_what_is_not_isolated_is_told_with_the_reason(monkeypatch: pytest.Monkey
     assert limits.verdict is Verdict.LIMITED
     assert limits.says == "enforced for a whole task: pause"
     assert limits.advice
+
+
+def test_what_it_means_for_memory_to_have_no_cgroups_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ProcessSettings(cgroup_root=tmp_path / "none")
+    monkeypatch.setattr(checking, "ProcessBackend", partial(ProcessBackend, settings=settings))
+    assert part("limits").verdict is Verdict.LIMITED
+    memory = part("memory limits")
+    assert memory.verdict is Verdict.LIMITED
+    assert memory.says == "hold for each process only; -m hogs end failed, not oom_killed"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's tasks are users of their own")
+def test_the_trial_meets_what_tasks_would_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain tasks of root cannot pass a folder that is closed to other users."""
+    with tempfile.TemporaryDirectory(prefix="kohaku-check-") as shut:
+        monkeypatch.setenv("KOHAKU_HOME", str(Path(shut) / "home"))
+        settings = ProcessSettings(isolation=Isolation.PLAIN)
+        monkeypatch.setattr(checking, "ProcessBackend", partial(ProcessBackend, settings=settings))
+        found = part("process backend")
+        assert found.verdict is Verdict.MISSING
+        assert "Permission denied" in found.says
+        Path(shut).chmod(0o711)
+        assert part("process backend").verdict is Verdict.OK
+        assert list(Path(shut).iterdir()) == []
 
 
 def test_an_engine_is_asked_for_its_version(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

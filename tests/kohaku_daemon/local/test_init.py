@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -31,6 +35,14 @@ def test_the_files_are_listed_on_stdout_and_read_by_the_daemons(
     host_config.load({})
     runner_config.load({})
     assert all(file.stat().st_mode & 0o777 == 0o600 for file in files)
+
+
+@pytest.mark.parametrize("text", [host_config.template(), runner_config.template()])
+def test_every_key_is_explained(text: str) -> None:
+    keys = re.findall(r"(?m)^((?:# .*\n)*)#(\w+) = ", text)
+    assert len(keys) > 10
+    # The line "Here ..." says what is taken, not what it means.
+    assert [key for comment, key in keys if comment.count("\n") < 2] == []
 
 
 def test_what_is_there_is_replaced_only_by_force(home: Path) -> None:
@@ -63,6 +75,29 @@ def test_the_units_are_what_systemd_takes(home: Path, capsys: pytest.CaptureFixt
         # Newer than some systemds, which say that they ignore it.
         ours = [line for line in said.splitlines() if "a home" in line]
         assert [line for line in ours if "DelegateSubgroup" not in line] == []
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root has what is given up"
+)
+@pytest.mark.parametrize("mode", [0o700, 0o750, 0o755])
+def test_a_python_that_the_host_could_not_reach_is_told(
+    mode: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="kohaku-init-") as root:
+        Path(root).chmod(0o755)
+        somebodys = Path(root) / "home"
+        somebodys.mkdir()
+        python = somebodys / "python"
+        python.write_text("")
+        os.chown(somebodys, 12345, 12345)
+        somebodys.chmod(mode)
+        monkeypatch.setattr(sys, "executable", str(python))
+        init("host", systemd=True, force=False)
+        # As systemd starts it: root by its number alone.
+        alone = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--clear-groups"]
+        reached = subprocess.run([*alone, "test", "-e", python], timeout=60).returncode == 0
+    assert (f"warning: {somebodys} is closed to root" in capsys.readouterr().err) is not reached
 
 
 @pytest.mark.parametrize(

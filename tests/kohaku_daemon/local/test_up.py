@@ -136,6 +136,33 @@ def test_what_is_missing_is_started_with_what_was_there_before(trial: Trial) -> 
     assert online(trial) == ["node1", "node2", "node3"]
 
 
+def test_a_runner_whose_node_was_removed_joins_anew(trial: Trial) -> None:
+    trial.kohakud("up", "--detach", "--runners", "2")
+    node1, node2 = trial.pid("node1"), trial.pid("node2")
+    trial.call("node.remove", node="node1")
+    said = trial.kohakud("up", "--detach")
+    assert "node1 runs, but its node was removed" in said
+    assert online(trial) == ["node1", "node2"]
+    assert trial.pid("node1") not in (None, node1)
+    assert trial.pid("node2") == node2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's tasks are users of their own")
+def test_a_node_where_no_task_can_run_is_told_with_what_to_do(trial: Trial, tmp_path: Path) -> None:
+    trial.environ["KOHAKU_RUNNER_PROCESS_ISOLATION"] = "plain"
+    tmp_path.chmod(0o700)
+    shut = trial.home.find_shut()
+    said = trial.kohakud("up", "--detach")
+    assert "the cluster is up: " in said
+    assert "warning: no task can run on node1: " in said
+    assert f"chmod o+x {shut}" in said
+    trial.kohakud("down")
+
+    # Nothing is told where nothing is wrong.
+    trial.environ["KOHAKU_RUNNER_PROCESS_ISOLATION"] = "auto"
+    assert "warning" not in trial.kohakud("up", "--detach")
+
+
 def test_tasks_outlive_down_and_end_with_down_tasks(trial: Trial, tmp_path: Path) -> None:
     trial.kohakud("up", "--detach")
     spec = {"command": ["sleep", "1000"], "grace_s": 1.0}
