@@ -23,7 +23,7 @@ def find_python() -> str:
     for python in (sys.executable, "/usr/bin/python3"):
         try:
             done = subprocess.run(
-                [python, "-c", "import msgspec, psutil, pytest"],
+                [python, "-c", "import msgspec, pytest"],
                 user=USER, group=USER, extra_groups=[], cwd="/", capture_output=True,
                 env={"PYTHONPATH": PYTHON_PATH, "PYTHONDONTWRITEBYTECODE": "1"},
             )  # fmt: skip
