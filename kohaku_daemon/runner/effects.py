@@ -3,6 +3,9 @@
 Knows: which backend a launch belongs to, folders, how much goes on at once, what a failure
 may say to the task's owner.
 Does not know: when anything should happen (``core.node``), the vault, the link.
+
+A bug of a backend must cost its own launch at most, so whatever a backend raises is caught
+here, logged under an incident number and turned into an event.
 """
 
 from __future__ import annotations
