@@ -63,6 +63,9 @@ class RunnerConfig:
     log_cap: Size = 64 * 2**20
     #: How long the output of an ended task is kept. Its scratch folder goes with its end.
     log_keep_s: float = 30 * _DAY
+    #: What the output of all tasks may take of this node's disk; above it that of ended tasks
+    #: goes, oldest first, however long it would have been kept.
+    log_total: Size = 10 * 2**30
     #: Longest wait between two tries to reach the host.
     reconnect_max_s: Annotated[float, Between(0.1)] = 30.0
     #: What is logged: this level and worse.

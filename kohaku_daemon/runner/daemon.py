@@ -90,7 +90,12 @@ class Runner:
         self._memory = memory
         self._loop = NodeLoop(NodeEngine(), memory, clock)
         outbox = Outbox()
-        logs = TaskLogs(config.data / LOGS, cap=config.log_cap, keep_s=config.log_keep_s)
+        logs = TaskLogs(
+            config.data / LOGS,
+            cap=config.log_cap,
+            keep_s=config.log_keep_s,
+            most=config.log_total,
+        )
         self._effects = Effects(
             kit.backends,
             default_backend=kit.default,

@@ -97,7 +97,7 @@ class Effects:
             return StartOrdered(launch, None, problem)
         try:
             return StartOrdered(launch, backend.plan(launch))
-        except Exception as error:
+        except Exception as error:  # a backend's bug, see above
             return StartOrdered(launch, None, _explain(error, "planning", launch.key))
 
     def carry_out(self, action: NodeAction) -> None:
@@ -153,7 +153,7 @@ class Effects:
                 started = await self._backends[handle.backend].start(launch, handle, folders)
             except BackendFailed as error:
                 self._post(LaunchFailed(launch.key, _cut(error.message)))
-            except Exception as error:
+            except Exception as error:  # a backend's bug, see above
                 message = _explain(error, "starting", launch.key)
                 await self._find_out(launch, handle, message)
             else:
@@ -195,7 +195,7 @@ class Effects:
             return None
         try:
             return backend.plan(launch)
-        except Exception as error:
+        except Exception as error:  # a backend's bug, see above
             _explain(error, "planning", launch.key)
             return None
 
@@ -208,7 +208,7 @@ class Effects:
         while True:
             try:
                 return await backend.adopt(handle)
-            except Exception as error:
+            except Exception as error:  # a backend's bug, see above
                 if not told:
                     told = True
                     _explain(error, "adopting", key)
@@ -224,13 +224,13 @@ class Effects:
 
         try:
             self._backends[action.handle.backend].watch(action.handle, on_exit)
-        except Exception as error:
+        except Exception as error:  # a backend's bug, see above
             self._post(LaunchRefused(action.key, _explain(error, "watching", action.key)))
 
     async def _kill(self, action: KillLaunch) -> None:
         try:
             await self._backends[action.handle.backend].kill(action.handle, action.grace_s)
-        except Exception as error:
+        except Exception as error:  # a backend's bug, see above
             self._post(LaunchRefused(action.key, _explain(error, "ending", action.key)))
 
     async def _hold(self, action: PauseLaunch | ResumeLaunch) -> None:
@@ -239,7 +239,7 @@ class Effects:
         async with self._holding.setdefault(action.key, asyncio.Lock()):
             try:
                 await (backend.pause if paused else backend.resume)(action.handle)
-            except Exception as error:
+            except Exception as error:  # a backend's bug, see above
                 verb = "pausing" if paused else "resuming"
                 self._post(LaunchRefused(action.key, _explain(error, verb, action.key)))
             else:
@@ -267,7 +267,7 @@ class Effects:
         except (KohakuError, OSError) as error:
             # Tried again by ``clean_up`` after the next start.
             _log.warning("cannot remove what is left: %s", error, extra={"launch": key})
-        except Exception as error:
+        except Exception as error:  # a backend's bug, see above
             _explain(error, "removing", key)
 
 

@@ -18,12 +18,7 @@ def judge(ending: Ending) -> Exit:
         return Exit(Cause.EXITED, code=code, oom_kills=ending.oom_kills)
     number = os.WTERMSIG(ending.status)
     if number == signal.SIGKILL and ending.oom_kills:
-        return Exit(
-            Cause.OOM,
-            signal=number,
-            oom_kills=ending.oom_kills,
-            message="the kernel killed it because it used more memory than it may",
-        )
+        return Exit(Cause.OOM, signal=number, oom_kills=ending.oom_kills)
     return Exit(Cause.SIGNALLED, signal=number, oom_kills=ending.oom_kills)
 
 
