@@ -84,6 +84,10 @@ def exit_text(end: Exit) -> str:
             said = "its node failed"
         case Cause.NODE_REMOVED:
             said = "its node was removed"
+        case Cause.TIME_LIMIT:
+            said = "ended at its time limit"
+        case Cause.DEPENDENCY | Cause.GANG:
+            said = "never began"
         case _:
             assert_never(end.cause)
     return f"{said}: {clean_line(end.message)}" if end.message else said

@@ -92,6 +92,10 @@ TASK_RESUME: Final = Method(
     "task.resume", task.SteerTasks, task.SteerResult, "Let paused tasks go on.",
     least=Role.USER, audited=True,
 )  # fmt: skip
+TASK_RETRY: Final = Method(
+    "task.retry", task.RetryTask, task.Retried, "Try again what was lost or did not complete.",
+    least=Role.USER, audited=True,
+)  # fmt: skip
 TASK_LOGS: Final = Method(
     "task.logs", stream.OpenLogs, stream.Ticket, "A ticket to read a task's output.",
     least=Role.USER,

@@ -27,6 +27,11 @@ class SubmitTask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     targets: tuple[Target, ...] = ()
     array: int = 0
     rows: tuple[dict[str, str], ...] = ()
+    #: Tasks and batches, at most 100, all of which must complete before any of these begins.
+    #: If one ends otherwise, these fail without having begun.
+    after: tuple[NamedTask, ...] = ()
+    #: All tasks of the batch, at most 1024, begin together, or none.
+    gang: bool = False
 
 
 class Submitted(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -42,6 +47,28 @@ class Submitted(msgspec.Struct, frozen=True, omit_defaults=True):
         """Give every task id in the order of the batch."""
         for first, count in self.runs:
             yield from map(TaskId, range(first, first + count))
+
+
+class RetryTask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Try again: one task, or every task of a batch that did not complete. Name one of the two.
+
+    A lost task gets a new attempt. An end stays as it is written, so a task that ended is
+    made anew: the same spec and place in its batch, under a new id in a new batch.
+    """
+
+    #: As of a submission: the same one again gives the same tasks.
+    request_id: str
+    task: NamedTask | None = None
+    batch: NamedBatch | None = None
+
+
+class Retried(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is tried again."""
+
+    #: The new tasks, in the order of those they stand for; None if none of these had ended.
+    submitted: Submitted | None = None
+    #: Lost tasks that wait for a new attempt; at most 1000 are named.
+    requeued: tuple[TaskId, ...] = ()
 
 
 class ListTasks(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -61,6 +61,15 @@ class Cause(StrEnum):
     NODE_FAILED = "node_failed"
     #: Its node was removed from the cluster.
     NODE_REMOVED = "node_removed"
+    #: It ran as long as it was allowed to, and was ended.
+    TIME_LIMIT = "time_limit"
+    #: A task it had to wait for did not complete, so it never began.
+    DEPENDENCY = "dependency"
+    #: A task of its gang could not begin, so it was not to go on without.
+    GANG = "gang"
+
+
+_TIMED_OUT: Final = 124
 
 
 class Exit(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -78,7 +87,13 @@ class Exit(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def status(self) -> int:
-        """Give the status a shell would show: the code, 128 + signal, or 1 where there is none."""
+        """Give the status a shell would show: the code, 128 + signal, or 1 where there is none.
+
+        At the time limit it is 124, as of ``timeout`` (GNU coreutils), whatever the program
+        made of the signal.
+        """
+        if self.cause is Cause.TIME_LIMIT:
+            return _TIMED_OUT
         if self.code is not None:
             return self.code
         return 1 if self.signal is None else 128 + self.signal
@@ -107,6 +122,12 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     backend: str = ""
     #: Seconds between SIGTERM and SIGKILL when it is killed.
     grace_s: float = 10.0
+    #: Seconds an attempt may run, pauses included; 0 is no limit. Its runner keeps to it.
+    time_limit_s: float = 0.0
+    #: How many more attempts are made after one that failed or ran out of memory.
+    retries: int = 0
+    #: Make a new attempt when its node is lost, though the old one may still run there.
+    requeue_on_lost: bool = False
 
 
 class Claim(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -162,6 +183,12 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ended_at: float = 0.0
     #: Somebody has asked for its end and the runner has not confirmed it.
     kill_asked: bool = False
+    #: Tasks and batches that must complete before it begins.
+    after: tuple[int, ...] = ()
+    #: All tasks of its batch begin together, or none.
+    gang: bool = False
+    #: The task it was made from by ``task.retry``; None if it was submitted.
+    retry_of: TaskId | None = None
     #: Filled by ``task.show`` only.
     history: tuple[Change, ...] = ()
 

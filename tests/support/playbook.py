@@ -128,7 +128,7 @@ class Kept:
         )
         live = [recoded(task) for task in self.tasks.values() if not task.state.is_final]
         batches = [self.batches[number] for number in sorted({task.batch for task in live})]
-        restore_engine(engine, batches, sorted(live, key=lambda task: task.id))
+        restore_engine(engine, batches, sorted(live, key=lambda task: task.id), now)
         state.check_invariants()
         return engine
 

@@ -1,61 +1,101 @@
 """The waiting tasks and who is next.
 
-Order: higher priority first, then earlier submission. A task that fits nowhere now keeps
-one node free of later tasks (``place.choose_held``), so it is not starved by smaller ones;
-tasks that can use other nodes go past it.
+Order: higher priority first; among equals the owner whose turn it is (``fair_order``); of one
+owner the earlier submission. What fits nowhere now keeps nodes free of later tasks, so it is
+not starved by smaller ones; later tasks use the others, or go past where they are not in the
+way (``placement.backfill``). A gang is one entry: all of it is placed, or nothing.
 
 Knows: lanes of equal requests, so that a thousand equal tasks cost one question, and which
-questions need not be asked again.
+nodes need not be asked again.
 Does not know: states, records; its owner says what waits and carries out what is placed.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
-from kohaku_daemon.core.placement.place import Site, candidates, choose_held, place
+from kohaku_daemon.core.cluster.fair_order import FairOrder, cost_of
+from kohaku_daemon.core.placement.backfill import EndsAt, Hold
+from kohaku_daemon.core.placement.choose import choose_claim
+from kohaku_daemon.core.placement.gang import Member, Seat, plan_gang, seat_gang
+from kohaku_daemon.core.placement.place import Site, can_take, candidates, choose_held, rank
 from kohaku_daemon.core.placement.request import Request
-from protocol.ids import NodeName, TaskId
-from protocol.models.task import Claim
+from protocol.ids import BatchId, NodeName, TaskId, UserName
 
-#: Place in the line: smaller goes first.
-Place = tuple[int, TaskId]
+#: Lanes that are asked once every node in service is kept free for somebody: only what may
+#: go past a hold can still be placed, and with many shapes asking all would take too long.
+_DEEPEST_BACKFILL: Final = 256
+
+#: What distinguishes one lane from another. A gang has a lane of its own.
+_LaneKey = tuple[Request, UserName, int] | BatchId
+#: Place among the lanes: smaller goes first.
+_Rank = tuple[int, float, TaskId]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Lane:
-    """Waiting tasks of one shape, as a heap; the gone ones are skipped when they surface."""
+    """Waiting tasks of one shape, owner and priority; or one gang."""
 
-    line: list[Place] = field(default_factory=list)
-    #: The node kept free for the first in line.
-    keep: NodeName | None = None
-    #: The backlog's age when the shape last fitted nowhere, and the nodes that were kept for
-    #: earlier tasks then. It still fits nowhere while nodes only get fuller and more are kept.
-    blocked_at: int = -1
-    beside: frozenset[NodeName] = frozenset()
+    key: _LaneKey
+    owner: UserName
+    priority: int
+    cost: float
+    request: Request | None
+    #: How many wait.
+    length: int = 0
+    #: Heap of the ids that wait; the gone ones are skipped when they surface.
+    line: list[TaskId] = field(default_factory=list)
+    #: Of a gang only.
+    members: dict[TaskId, Request] = field(default_factory=dict)
+    #: The nodes kept free for the first in line.
+    keeps: list[NodeName] = field(default_factory=list)
+    #: The backlog's age when the lane last found no room. Since then only nodes where something
+    #: became free are worth asking; -1 before it was ever asked.
+    asked_at: int = -1
+    #: The backlog's age when nodes to keep were last chosen.
+    chosen_at: int = -1
+    #: Nodes that had room and were kept free for somebody else.
+    refused: list[NodeName] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
-    """A waiting task and what it gets."""
+class _Pass:
+    """What one pass goes by."""
 
-    task: TaskId
-    node: NodeName
-    claim: Claim
+    sites: dict[NodeName, Site]
+    now: float
+    ends_at: EndsAt
+    held: dict[NodeName, Hold]
+    in_service: frozenset[NodeName]
+    #: Nodes by suitability for a lane, best first, as far as they have been looked at.
+    ranked: dict[_LaneKey, list[tuple[tuple[int, float, str], Site]]] = field(default_factory=dict)
+
+    @property
+    def all_held(self) -> bool:
+        """Whether every node in service is kept free for somebody."""
+        return self.in_service <= self.held.keys()
 
 
 class Backlog:
     """The queue."""
 
     def __init__(self) -> None:
-        self._lanes: dict[Request, _Lane] = {}
-        self._waiting: dict[TaskId, tuple[Request, Place]] = {}
-        #: Grows when something becomes free: what was blocked before is asked again.
+        self._lanes: dict[_LaneKey, _Lane] = {}
+        self._waiting: dict[TaskId, _Lane] = {}
+        self._waits_of: dict[UserName, int] = {}
+        self._turns = FairOrder()
+        #: Grows with everything that becomes free, is placed or is no longer kept.
         self._age = 0
+        #: Every lane asked before this age has to ask all nodes again.
+        self._renewed_at = 0
+        #: When something last became free on a node, the latest last.
+        self._freed: OrderedDict[NodeName, int] = OrderedDict()
         #: Nodes kept free by the last pass, and for whom.
-        self._held: dict[NodeName, TaskId] = {}
+        self._held: dict[NodeName, Hold] = {}
         self._changed = False
 
     def __len__(self) -> int:
@@ -64,88 +104,254 @@ class Backlog:
     def __contains__(self, task: TaskId) -> bool:
         return task in self._waiting
 
-    def add(self, task: TaskId, request: Request, priority: int) -> None:
+    def add(self, task: TaskId, request: Request, owner: UserName, priority: int) -> None:
         """Let a task wait."""
-        spot = (-priority, task)
-        self._waiting[task] = (request, spot)
-        heapq.heappush(self._lanes.setdefault(request, _Lane()).line, spot)
-        self._changed = True
+        key = (request, owner, priority)
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = _Lane(key, owner, priority, cost_of(request), request)
+        self._enter(task, lane)
+        heapq.heappush(lane.line, task)
+
+    def add_gang(
+        self, gang: BatchId, members: Sequence[Member], owner: UserName, priority: int
+    ) -> None:
+        """Let tasks wait that are placed together or not at all."""
+        cost = sum(cost_of(request) for _, request in members)
+        lane = _Lane(gang, owner, priority, cost, None, members=dict(members))
+        self._lanes[gang] = lane
+        for task, _ in members:
+            self._enter(task, lane)
 
     def discard(self, task: TaskId) -> None:
         """Let a task wait no longer. Its place in the lane is dropped when it surfaces."""
-        if self._waiting.pop(task, None) is not None:
-            # The node kept for it, and what lay behind that, may be another's now.
+        lane = self._waiting.get(task)
+        if lane is not None:
+            if lane.request is None or self._head(lane) == task:
+                # The nodes kept for it, and what lay behind that, may be another's now.
+                self._release(lane)
+            self._leave(task, lane)
             self._changed = True
 
-    def loosen(self) -> None:
-        """Note that something became free or came back: every shape is worth asking again."""
+    def loosen(self, node: NodeName) -> None:
+        """Note that something became free on a node."""
         self._age += 1
+        self._freed[node] = self._age
+        self._freed.move_to_end(node)
+        self._changed = True
+
+    def renew(self) -> None:
+        """Note that nodes came, went or changed: every lane is worth asking everywhere again."""
+        self._age += 1
+        self._renewed_at = self._age
+        self._freed.clear()
         self._changed = True
 
     def ahead_of(self, task: TaskId) -> int:
-        """Count the tasks considered before this one."""
-        own = self._waiting[task][1]
-        return sum(spot < own for _, spot in self._waiting.values())
+        """Count the tasks that will be considered before this one, as turns stand now."""
+        own = self._waiting[task]
+        lanes = self._lanes.values()
+        before = sum(lane.length for lane in lanes if lane.priority > own.priority)
+        level = [lane for lane in lanes if lane.priority == own.priority]
+        mine = [one for one in self._line_of(own.owner, level) if one[0] < task]
+        turn = self._turns.of(own.owner) + sum(cost for _, cost in mine)
+        before += len(mine)
+        for owner in {lane.owner for lane in level} - {own.owner}:
+            other = self._turns.of(owner)
+            for first, cost in self._line_of(owner, level):
+                if (other, first) >= (turn, task):
+                    break
+                before += 1
+                other += cost
+        return before
 
-    def place_waiting(self, sites: dict[NodeName, Site]) -> Iterator[Placement]:
+    def held_for(self, node: NodeName) -> TaskId | None:
+        """Give the waiting task that a node is kept free for, if there is one."""
+        hold = self._held.get(node)
+        return hold.task if hold is not None and hold.task in self._waiting else None
+
+    def place_waiting(
+        self, sites: dict[NodeName, Site], now: float, ends_at: EndsAt
+    ) -> Iterator[Seat]:
         """Give placements until nothing more fits. The caller enters each claim before the next."""
         if not self._changed:
             return
         self._changed = False
-        held = self._held = {}
-        in_service = {site.name for site in sites.values() if not site.closed}
-        heads = [(spot, request) for request in list(self._lanes) if (spot := self._head(request))]
-        order = [(spot, index) for index, (spot, _) in enumerate(heads)]
+        self._held = {}
+        in_service = frozenset(site.name for site in sites.values() if not site.closed)
+        current = _Pass(sites, now, ends_at, self._held, in_service)
+        order = [
+            (place, number, lane)
+            for number, lane in enumerate(list(self._lanes.values()))
+            if (place := self._rank(lane)) is not None
+        ]
         heapq.heapify(order)
-        while order and not held.keys() >= in_service:
-            _, index = order[0]
-            request = heads[index][1]
-            placed = self._place(request, sites, held)
-            after = self._head(request) if placed is not None else None
-            if after is None:
-                heapq.heappop(order)
-            else:
-                heapq.heapreplace(order, (after, index))
-            if placed is not None:
-                yield placed
+        deep = 0
+        while order and deep < _DEEPEST_BACKFILL:
+            place, number, lane = order[0]
+            present = self._rank(lane)
+            if present is not None and present > place:
+                # Its owner has had turns since it was put here.
+                heapq.heapreplace(order, (present, number, lane))
+                continue
+            seats = self._seat(lane, current) if present is not None else []
+            for seat in seats:
+                self._leave(seat.task, lane)
+                yield seat
+            if seats:
+                self._turns.take(lane.owner, lane.cost)
+                # With its turn gone, nodes may be kept for others than were asked first before.
+                self._age += 1
+                after = self._rank(lane)
+                if after is not None:
+                    heapq.heapreplace(order, (after, number, lane))
+                    continue
+            heapq.heappop(order)
+            deep += current.all_held
 
-    def held_for(self, node: NodeName) -> TaskId | None:
-        """Give the waiting task that a node is kept free for, if there is one."""
-        task = self._held.get(node)
-        return task if task in self._waiting else None
+    def _enter(self, task: TaskId, lane: _Lane) -> None:
+        self._waiting[task] = lane
+        lane.length += 1
+        waits = self._waits_of.get(lane.owner, 0)
+        if not waits:
+            self._turns.join(lane.owner)
+        self._waits_of[lane.owner] = waits + 1
+        self._changed = True
 
-    def _place(
-        self, request: Request, sites: dict[NodeName, Site], held: dict[NodeName, TaskId]
-    ) -> Placement | None:
-        lane = self._lanes[request]
-        task = lane.line[0][1]
-        if not self._is_still_blocked(lane, held):
-            found = place(request, candidates(request, sites), held)
-            if found is not None:
-                site, claim = found
-                heapq.heappop(lane.line)
-                del self._waiting[task]
-                lane.keep, lane.blocked_at = None, -1
-                return Placement(task, site.name, claim)
-            kept = choose_held(request, candidates(request, sites), held, lane.keep)
-            lane.keep = kept.name if kept is not None else None
-            lane.blocked_at, lane.beside = self._age, frozenset(held)
-        if lane.keep is not None:
-            held[lane.keep] = task
+    def _leave(self, task: TaskId, lane: _Lane) -> None:
+        del self._waiting[task]
+        lane.length -= 1
+        lane.members.pop(task, None)
+        self._waits_of[lane.owner] -= 1
+        if not self._waits_of[lane.owner]:
+            del self._waits_of[lane.owner]
+            self._turns.leave(lane.owner)
+
+    def _release(self, lane: _Lane) -> None:
+        """Let go of the nodes kept for a lane's head, which it needs no longer."""
+        if lane.keeps:
+            lane.keeps = []
+            self._age += 1
+        lane.asked_at = lane.chosen_at = -1
+
+    def _rank(self, lane: _Lane) -> _Rank | None:
+        head = self._head(lane)
+        return None if head is None else (-lane.priority, self._turns.of(lane.owner), head)
+
+    def _head(self, lane: _Lane) -> TaskId | None:
+        """Give who is first in a lane; drop the lane if nobody is."""
+        if lane.request is None:
+            if lane.members:
+                return min(lane.members)
+        else:
+            line = lane.line
+            while line and self._waiting.get(line[0]) is not lane:
+                heapq.heappop(line)
+            if line:
+                return line[0]
+        if self._lanes.get(lane.key) is lane:
+            del self._lanes[lane.key]
         return None
 
-    def _is_still_blocked(self, lane: _Lane, held: dict[NodeName, TaskId]) -> bool:
-        return lane.blocked_at == self._age and lane.beside <= held.keys() and lane.keep not in held
+    def _line_of(self, owner: UserName, level: Iterable[_Lane]) -> list[tuple[TaskId, float]]:
+        """Give an owner's turns in order: a task each, or a gang, with its cost."""
+        turns: list[tuple[TaskId, float]] = []
+        for lane in level:
+            if lane.owner != owner:
+                continue
+            if lane.request is None:
+                turns += [(task, lane.cost / len(lane.members)) for task in lane.members]
+            else:
+                turns += [(task, lane.cost) for task in set(lane.line) if task in self._waiting]
+        return sorted(turns)
 
-    def _head(self, request: Request) -> Place | None:
-        lane = self._lanes.get(request)
-        if lane is None:
-            return None
-        while lane.line and (
-            lane.line[0][1] not in self._waiting or self._waiting[lane.line[0][1]][0] != request
+    def _seat(self, lane: _Lane, current: _Pass) -> list[Seat]:
+        """Find room for the first of a lane, or keep nodes free for it."""
+        seats = self._find_seats(lane, current)
+        if seats:
+            self._release(lane)
+            return seats
+        lane.asked_at = self._age
+        self._keep(lane, current)
+        return []
+
+    def _find_seats(self, lane: _Lane, current: _Pass) -> list[Seat]:
+        if lane.request is None:
+            if lane.asked_at == self._age:
+                return []
+            members = list(lane.members.items())
+            return seat_gang(members, current.sites, current.held, lane.keeps) or []
+        ranked = current.ranked.get(lane.key)
+        if ranked is None:
+            asked = self._to_ask(lane, current)
+            lane.refused = []
+            able = (site for site in asked if can_take(lane.request, site))
+            ranked = [(rank(lane.request, site), site) for site in able]
+            ranked.sort(key=lambda pair: pair[0])
+            current.ranked[lane.key] = ranked
+        return self._take_best(lane, lane.request, ranked, current)
+
+    def _take_best(
+        self,
+        lane: _Lane,
+        request: Request,
+        ranked: list[tuple[tuple[int, float, str], Site]],
+        current: _Pass,
+    ) -> list[Seat]:
+        """Give a seat on the best node. A sorted list is a heap too; ranks are mended as found."""
+        while ranked:
+            was, site = ranked[0]
+            if not can_take(request, site):
+                heapq.heappop(ranked)
+                continue
+            present = rank(request, site)
+            if present > was:
+                heapq.heapreplace(ranked, (present, site))
+                continue
+            hold = current.held.get(site.name)
+            if hold is not None and not hold.lets_pass(
+                request, site.books, current.now, current.ends_at
+            ):
+                lane.refused.append(site.name)
+                heapq.heappop(ranked)
+                continue
+            head = self._head(lane)
+            assert head is not None, "an empty lane was asked for"
+            return [Seat(head, site.name, choose_claim(request, site.books))]
+        return []
+
+    def _to_ask(self, lane: _Lane, current: _Pass) -> list[Site]:
+        """Give the nodes worth asking: all, or those that changed since the lane fitted nowhere."""
+        sites = current.sites
+        if lane.asked_at < self._renewed_at:
+            return list(sites.values() if lane.request is None else candidates(lane.request, sites))
+        fresh = dict.fromkeys(lane.refused)
+        for name, age in reversed(self._freed.items()):
+            if age <= lane.asked_at:
+                break
+            fresh[name] = None
+        named = lane.request.node if lane.request is not None else ""
+        return [sites[name] for name in fresh if name in sites and named in {"", name}]
+
+    def _keep(self, lane: _Lane, current: _Pass) -> None:
+        """Keep nodes free for the first of a lane that fits nowhere."""
+        held = current.held
+        if (
+            lane.chosen_at < self._renewed_at
+            or any(name in held for name in lane.keeps)
+            or (not lane.keeps and lane.chosen_at < self._age and not current.all_held)
         ):
-            heapq.heappop(lane.line)
-        if not lane.line:
-            del self._lanes[request]
-            return None
-        return lane.line[0]
+            lane.keeps = self._choose_keeps(lane, current)
+            lane.chosen_at = self._age
+        head = self._head(lane)
+        assert head is not None, "an empty lane was asked for"
+        for name in lane.keeps:
+            held[name] = Hold(name, head, lane.request)
+
+    def _choose_keeps(self, lane: _Lane, current: _Pass) -> list[NodeName]:
+        sites, held = current.sites, current.held
+        if lane.request is None:
+            return plan_gang(list(lane.members.items()), sites, held) or []
+        before = lane.keeps[0] if lane.keeps else None
+        kept = choose_held(lane.request, candidates(lane.request, sites), held, before)
+        return [] if kept is None else [kept.name]

@@ -29,6 +29,25 @@ class SubmitAsked:
     digest: bytes
     #: What the store has under this owner and request id.
     earlier: BatchRecord | None = None
+    #: What the store has of those in ``after`` that are not live: a task's state; of a batch
+    #: a state in which it did not complete if one of its tasks is in such, else COMPLETED.
+    known: Mapping[int, TaskState] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAsked:
+    """Tasks of one batch are to be tried again. Answered with ``Retried``."""
+
+    actor: Actor
+    request_id: str
+    digest: bytes
+    source: BatchRecord
+    #: Those named that ended without completing, with their place in the batch.
+    ended: tuple[tuple[TaskId, int], ...]
+    #: Those named that have not ended.
+    live: tuple[TaskId, ...]
+    #: What the store has under the owner of the tasks and this request id.
+    earlier: BatchRecord | None = None
 
 
 class Verb(StrEnum):
@@ -138,8 +157,25 @@ class RunnerGone:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreFailing:
+    """Nothing can be stored at present. Told once until it is well again."""
+
+    #: In words for everybody; may be empty.
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreWell:
+    """Everything that waited was stored."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ticked:
     """Time has passed: look for what is overdue."""
+
+    #: Seconds of a clock that nobody sets, which tells time that has passed from a clock that
+    #: was set; None where that cannot happen.
+    steady: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +185,7 @@ class PlacementDue:
 
 ClusterEvent = (
     SubmitAsked
+    | RetryAsked
     | SteerAsked
     | DrainAsked
     | LabelAsked
@@ -159,6 +196,8 @@ ClusterEvent = (
     | RunnerReported
     | RunnerBeat
     | RunnerGone
+    | StoreFailing
+    | StoreWell
     | Ticked
     | PlacementDue
 )

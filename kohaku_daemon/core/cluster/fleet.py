@@ -13,10 +13,11 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from kohaku_daemon.core.cluster.records import JoinTokenRecord, NodeRecord
+from kohaku_daemon.core.cluster.records import JoinTokenRecord, NodeRecord, Remnant
 from kohaku_daemon.core.placement.place import Site
 from protocol.errors import Conflict, NotFound, Unauthenticated
 from protocol.ids import NodeName
+from protocol.messages.runner import AttemptReport
 from protocol.models.node import Inventory, Node, NodeState, Readings
 
 #: A link that is open but silent for this many heartbeats counts as down.
@@ -43,9 +44,21 @@ class FleetNode:
         return self.record.name
 
     @property
+    def troubles(self) -> tuple[str, ...]:
+        """What its runner says is wrong with it."""
+        return () if self.readings is None else self.readings.troubles
+
+    @property
     def is_online(self) -> bool:
         """Whether its runner is there."""
         return self.state is NodeState.ONLINE
+
+    def find_remnant(self, report: AttemptReport) -> Remnant | None:
+        """Give the remnant that a report is about, if it is about one."""
+        for remnant in self.record.remnants:
+            if (remnant.task, remnant.attempt) == (report.task, report.attempt):
+                return remnant
+        return None
 
     def close_or_open(self) -> None:
         """Tell placement whether this node takes work, and if not why."""
@@ -53,6 +66,8 @@ class FleetNode:
             self.site.closed = f"the node is {self.state}"
         elif self.record.draining:
             self.site.closed = "the node is draining"
+        elif self.troubles:
+            self.site.closed = f"the node is in trouble: {'; '.join(self.troubles)}"
         else:
             self.site.closed = ""
 
@@ -147,6 +162,18 @@ class Fleet:
         node.readings = None
         node.close_or_open()
 
+    def set_clock(self, by_s: float, now: float) -> None:
+        """Carry what was measured over to a clock that was set ``by_s`` seconds ahead, or back.
+
+        Else a node that was heard a moment ago would count as silent for hours, or one that
+        has gone would not for as long. ``now`` is by the new clock. What was measured by that
+        already shows by its sense: after a step ahead, being later than now when carried over;
+        after one back, not being later than now as it is.
+        """
+        for node in self.nodes.values():
+            node.seen_at = _carry(node.seen_at, by_s, now)
+            node.offline_since = _carry(node.offline_since, by_s, now)
+
     def drop_old_tokens(self, now: float) -> list[str]:
         """Forget join tokens that have expired long ago; give their digests.
 
@@ -164,6 +191,8 @@ class Fleet:
     def _add(self, record: NodeRecord, now: float) -> FleetNode:
         node = FleetNode(record, Site(record.name, labels=record.labels), offline_since=now)
         node.site.books.refit(record.inventory)
+        for remnant in record.remnants:
+            node.site.books.restore_remnant(remnant.task, remnant.attempt, remnant.claim)
         node.close_or_open()
         self.nodes[record.name] = node
         return node
@@ -190,3 +219,9 @@ class Fleet:
         if near:
             return f"did you mean {near[0]}? all nodes: kohaku node list"
         return "see all nodes with: kohaku node list"
+
+
+def _carry(at: float, by_s: float, now: float) -> float:
+    if not at or (by_s < 0 and at <= now):
+        return at
+    return min(at + by_s, now)

@@ -34,6 +34,18 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     #: Task ids as runs of consecutive numbers, (first, count).
     runs: tuple[tuple[int, int], ...] = ()
     created_at: float = 0.0
+    #: Tasks and batches that must complete first. Those that are not live any more have: had
+    #: one ended otherwise, these tasks would have ended in the same commit.
+    after: tuple[int, ...] = ()
+    gang: bool = False
+    #: Of a batch made by a retry: the place of each task in the batch it was made from, whose
+    #: size, targets and rows this one has. Empty for all places in order.
+    places: tuple[int, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """How many tasks it has: fewer than ``size`` if it retries some of another's."""
+        return len(self.places) or self.size
 
 
 class TaskRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -55,6 +67,11 @@ class TaskRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     #: Who asked for its end, while or after it was carried out; empty for nobody.
     kill_asked_by: str = ""
     history: tuple[Change, ...] = ()
+    #: Attempts that failed and were followed by another because ``retries`` asked for it.
+    retried: int = 0
+    #: While it waits to be tried again: when it may be placed, UTC seconds.
+    not_before: float = 0.0
+    retry_of: TaskId | None = None
 
 
 class EventRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -83,6 +100,17 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     outcome: str = "ok"
 
 
+class Remnant(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An attempt that was given up while its node was away, and that may still run there."""
+
+    task: TaskId
+    attempt: int
+    #: Held until the node says that the attempt has ended.
+    claim: Claim
+    #: Seconds it is given to end.
+    grace_s: float = 10.0
+
+
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One node, in cluster.json."""
 
@@ -94,6 +122,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     #: As last registered.
     inventory: Inventory = Inventory()
+    remnants: tuple[Remnant, ...] = ()
 
 
 class TokenRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -5,7 +5,9 @@ Changed by the engine only. Tasks that ended are not here: the store has them.
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -31,6 +33,12 @@ class LiveBatch:
     requests: tuple[Request, ...]
     #: Tasks that have not ended.
     live: int = 0
+    #: Tasks that ended without completing since this host started.
+    failed: int = 0
+    #: Tasks and batches that have to complete before any of its tasks is placed.
+    awaits: set[int] = field(default_factory=set)
+    #: Its tasks that have not begun are not to begin any more.
+    fallen: bool = False
 
     def request(self, index: int) -> Request:
         """Give the shape of one of its tasks."""
@@ -41,10 +49,11 @@ class LiveBatch:
         return self.record.targets[index] if self.record.targets else None
 
 
-def live_batch(record: BatchRecord) -> LiveBatch:
-    """Make a batch's live part."""
+def live_batch(record: BatchRecord, awaits: Iterable[int] = ()) -> LiveBatch:
+    """Make a batch's live part. ``awaits``: what of its ``after`` has not completed."""
     targets: tuple[Target | None, ...] = record.targets or (None,)
-    return LiveBatch(record, tuple(request_of(record.spec, target) for target in targets))
+    requests = tuple(request_of(record.spec, target) for target in targets)
+    return LiveBatch(record, requests, awaits=set(awaits))
 
 
 @dataclass(slots=True)
@@ -60,6 +69,10 @@ class ClusterState:
     #: Live tasks by the node they are on.
     on_node: dict[NodeName, dict[TaskId, TaskRecord]] = field(default_factory=dict)
     backlog: Backlog = field(default_factory=Backlog)
+    #: Live batches by the tasks and batches they wait for.
+    dependents: dict[int, dict[BatchId, None]] = field(default_factory=dict)
+    #: Tasks to be tried again later: (UTC seconds, task); those that ended meanwhile too.
+    delayed: list[tuple[float, TaskId]] = field(default_factory=list)
     #: Batches all of whose tasks have ended, the longest ago first.
     _ended: OrderedDict[BatchId, None] = field(default_factory=OrderedDict)
 
@@ -72,25 +85,76 @@ class ClusterState:
         return self.on_node.setdefault(node, {})
 
     def add_batch(self, batch: LiveBatch) -> None:
-        """Hold a batch."""
+        """Hold a batch, with what it ``awaits``."""
         self.batches[batch.record.id] = batch
+        for name in batch.awaits:
+            self.dependents.setdefault(name, {})[batch.record.id] = None
         self.by_request[(batch.record.owner, batch.record.request_id)] = batch.record.id
 
     def add_task(self, task: TaskRecord) -> None:
-        """Hold a live task of a batch that is held."""
+        """Hold a live task of a batch that is held. One that waits is not in the queue yet."""
         self.tasks[task.id] = task
-        batch = self.batch_of(task)
-        batch.live += 1
-        if task.state is TaskState.QUEUED:
-            self.backlog.add(task.id, batch.request(task.index), batch.record.spec.priority)
-        else:
+        self.batch_of(task).live += 1
+        if task.state is not TaskState.QUEUED:
             self.tasks_on(task.node)[task.id] = task
             node = self.fleet.nodes.get(task.node)
             if node is not None and task.claim is not None:
                 node.site.books.restore(task.id, task.claim)
 
-    def drop_task(self, task: TaskRecord) -> None:
-        """Let go of a task that ended."""
+    def live_tasks(self, batch: BatchId) -> list[TaskRecord]:
+        """Give the tasks of a batch that have not ended."""
+        held = self.batches.get(batch)
+        if held is None or not held.live:
+            return []
+        ids = (id_ for start, count in held.record.runs for id_ in range(start, start + count))
+        return [task for id_ in ids if (task := self.tasks.get(TaskId(id_))) is not None]
+
+    def enqueue_batch(self, batch: LiveBatch, now: float) -> None:
+        """Let the waiting tasks of a batch into the queue, unless it awaits something."""
+        if batch.awaits:
+            return
+        waiting = [t for t in self.live_tasks(batch.record.id) if t.state is TaskState.QUEUED]
+        if batch.record.gang and waiting:
+            members = [(task.id, batch.request(task.index)) for task in waiting]
+            priority = batch.record.spec.priority
+            self.backlog.add_gang(batch.record.id, members, batch.record.owner, priority)
+        else:
+            for task in waiting:
+                self.enqueue(task, now)
+
+    def enqueue(self, task: TaskRecord, now: float) -> None:
+        """Let one waiting task into the queue, at once or when its time has come."""
+        if task.not_before > now:
+            heapq.heappush(self.delayed, (task.not_before, task.id))
+            return
+        batch = self.batch_of(task)
+        request = batch.request(task.index)
+        self.backlog.add(task.id, request, batch.record.owner, batch.record.spec.priority)
+
+    def enqueue_due(self, now: float) -> None:
+        """Let those into the queue whose time has come."""
+        while self.delayed and self.delayed[0][0] <= now:
+            at, task_id = heapq.heappop(self.delayed)
+            task = self.tasks.get(task_id)
+            if task is not None and task.state is TaskState.QUEUED and task.not_before == at:
+                self.enqueue(task, now)
+
+    def release(self, name: int) -> list[LiveBatch]:
+        """Note that a task or batch completed; give the batches that awaited nothing else."""
+        waiting = [self.batches[batch] for batch in self.dependents.pop(name, ())]
+        for batch in waiting:
+            batch.awaits.discard(name)
+        return [batch for batch in waiting if not batch.awaits]
+
+    def abandon(self, name: int) -> list[LiveBatch]:
+        """Note that a task or batch will never complete; give the batches that awaited it."""
+        waiting = [self.batches[batch] for batch in self.dependents.get(name, ())]
+        for batch in waiting:
+            self._await_nothing(batch)
+        return waiting
+
+    def drop_task(self, task: TaskRecord) -> LiveBatch:
+        """Let go of a task that ended; give its batch."""
         del self.tasks[task.id]
         self.backlog.discard(task.id)
         if task.node:
@@ -98,8 +162,18 @@ class ClusterState:
         batch = self.batch_of(task)
         batch.live -= 1
         if batch.live == 0:
+            self._await_nothing(batch)
             self._ended[task.batch] = None
             self._forget_old_batches()
+        return batch
+
+    def _await_nothing(self, batch: LiveBatch) -> None:
+        for name in batch.awaits:
+            others = self.dependents[name]
+            del others[batch.record.id]
+            if not others:
+                del self.dependents[name]
+        batch.awaits.clear()
 
     def check_invariants(self) -> None:
         """Assert what must hold between any two events: for tests and the simulation."""
@@ -107,12 +181,23 @@ class ClusterState:
             node.site.books.check()
             holders = {task.id for task in self.tasks_on(node.name).values() if task.claim}
             assert set(node.site.books.claims) == holders, f"claims of {node.name} have no tasks"
+            remnants = {(one.task, one.attempt) for one in node.record.remnants}
+            assert set(node.site.books.remnants) == remnants, f"remnants of {node.name} differ"
+        later = {task for _, task in self.delayed}
         for task in self.tasks.values():
             waiting = task.state is TaskState.QUEUED
-            assert (task.id in self.backlog) == waiting, f"task {task.id} is {task.state}"
+            held_back = bool(self.batch_of(task).awaits) or (
+                task.id in later and task.id not in self.backlog
+            )
+            assert (task.id in self.backlog) == (waiting and not held_back), (
+                f"task {task.id} is {task.state}"
+            )
             assert waiting == (not task.node), f"task {task.id} is {task.state} on {task.node!r}"
             assert not task.state.is_final, f"task {task.id} has ended and is still held"
-        assert len(self.backlog) == sum(t.state is TaskState.QUEUED for t in self.tasks.values())
+        assert sum(task in self.backlog for task in self.tasks) == len(self.backlog)
+        for name, waiting_for_it in self.dependents.items():
+            for batch in waiting_for_it:
+                assert name in self.batches[batch].awaits, f"batch {batch} awaits no {name}"
 
     def _forget_old_batches(self) -> None:
         while len(self._ended) > _REMEMBERED_BATCHES:

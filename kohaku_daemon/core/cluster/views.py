@@ -12,16 +12,18 @@ from kohaku_daemon.core.access.permissions import Actor, may_see_contents
 from kohaku_daemon.core.cluster.records import BatchRecord, TaskRecord
 from kohaku_daemon.core.cluster.state import ClusterState
 from kohaku_daemon.core.placement.place import verdict
-from protocol.ids import NodeName
+from protocol.ids import BatchId, NodeName, TaskId
 from protocol.messages.cluster import Status
 from protocol.models.node import Claimed, NodeState
 from protocol.models.task import Cause, Exit, Explanation, NodeVerdict, Task, TaskSpec, TaskState
-from protocol.units import render_size
+from protocol.units import render_duration, render_size
 
 #: Stands where the reader may not see a command.
 _HIDDEN: Final = ("(hidden)",)
 #: Characters of a command that a row shows.
 _LONGEST_BRIEF: Final = 256
+#: Awaited tasks that an explanation names.
+_MOST_AWAITED: Final = 10
 
 
 def view_task(task: TaskRecord, batch: BatchRecord, *, history: bool = False) -> Task:
@@ -46,6 +48,9 @@ def view_task(task: TaskRecord, batch: BatchRecord, *, history: bool = False) ->
         started_at=task.started_at,
         ended_at=task.ended_at,
         kill_asked=bool(task.kill_asked_by) and not task.state.is_final,
+        after=batch.after,
+        gang=batch.gang,
+        retry_of=task.retry_of,
         history=task.history if history else (),
     )
 
@@ -86,6 +91,9 @@ def explain_task(state: ClusterState, task: TaskRecord) -> Explanation:
     if task.state is not TaskState.QUEUED:
         summary = describe(task, batch.record.spec, _absence(state, task.node))
         return Explanation(task.id, task.state, summary)
+    held_back = _say_held_back(state, task)
+    if held_back:
+        return Explanation(task.id, task.state, held_back)
     verdicts = []
     for node in sorted(state.fleet.nodes.values(), key=lambda node: node.name):
         held_for = state.backlog.held_for(node.name)
@@ -96,7 +104,29 @@ def explain_task(state: ClusterState, task: TaskRecord) -> Explanation:
         )
         verdicts.append(verdict(request, node.site, reason))
     ahead = state.backlog.ahead_of(task.id)
-    return Explanation(task.id, task.state, _summary(state, verdicts), ahead, tuple(verdicts))
+    summary = _summary(state, verdicts)
+    if batch.record.gang:
+        summary += f"; its gang of {batch.live} begins together or not at all"
+    return Explanation(task.id, task.state, summary, ahead, tuple(verdicts))
+
+
+def _say_held_back(state: ClusterState, task: TaskRecord) -> str:
+    """Say what keeps a waiting task out of the queue; empty if it is in it."""
+    if task.id in state.backlog:
+        return ""
+    awaits = sorted(state.batch_of(task).awaits)
+    if not awaits:
+        return f"waits to be tried again: {task.reason}"
+    named = ", ".join(_say_awaited(state, name) for name in awaits[:_MOST_AWAITED])
+    more = f" and {len(awaits) - _MOST_AWAITED} more" if len(awaits) > _MOST_AWAITED else ""
+    return f"waits for {named}{more} to complete"
+
+
+def _say_awaited(state: ClusterState, name: int) -> str:
+    task = state.tasks.get(TaskId(name))
+    if task is not None:
+        return f"task {name} ({task.state})"
+    return f"batch {name} ({state.batches[BatchId(name)].live} tasks left)"
 
 
 def _summary(state: ClusterState, verdicts: list[NodeVerdict]) -> str:
@@ -170,6 +200,10 @@ def describe_exit(exit_: Exit, spec: TaskSpec, killed_by: str) -> str:
             return f"its node failed{more}"
         case Cause.NODE_REMOVED:
             return f"its node was removed from the cluster{more}"
+        case Cause.TIME_LIMIT:
+            return f"ended at its time limit of {render_duration(spec.time_limit_s)}{more}"
+        case Cause.DEPENDENCY | Cause.GANG:
+            return f"never began{more}"
 
 
 def view_status(
@@ -208,6 +242,7 @@ def _problems(state: ClusterState) -> list[str]:
             count = len(state.tasks_on(node.name))
             held = f" with {count} task{'s' if count > 1 else ''} on it" if count else ""
             problems.append(f"node {node.name} is {node.state}{held}")
+        problems += [f"node {node.name}: {trouble}" for trouble in node.troubles]
         problems += [
             f"node {node.name}: backend {info.name}: {info.message}"
             for info in node.record.inventory.backends

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from kohaku_daemon.core.workload import Finding, Handle, Launch, Started
 from protocol.ids import TaskId
@@ -10,8 +10,7 @@ from protocol.messages.runner import AttemptReport
 from protocol.models.task import Exit
 
 
-@dataclass(frozen=True, slots=True)
-class StartOrdered:
+class StartOrdered(msgspec.Struct, frozen=True):
     """The host wants an attempt launched."""
 
     launch: Launch
@@ -20,8 +19,7 @@ class StartOrdered:
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class KillOrdered:
+class KillOrdered(msgspec.Struct, frozen=True):
     """The host wants an attempt ended, or never begun."""
 
     task: TaskId
@@ -29,40 +27,35 @@ class KillOrdered:
     grace_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class PauseOrdered:
+class PauseOrdered(msgspec.Struct, frozen=True):
     """The host wants an attempt held still."""
 
     task: TaskId
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class ResumeOrdered:
+class ResumeOrdered(msgspec.Struct, frozen=True):
     """The host wants a held attempt to go on."""
 
     task: TaskId
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchStarted:
+class LaunchStarted(msgspec.Struct, frozen=True):
     """A backend has started a launch."""
 
     key: str
     started: Started
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchFailed:
+class LaunchFailed(msgspec.Struct, frozen=True):
     """A backend could not start a launch."""
 
     key: str
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchExited:
+class LaunchExited(msgspec.Struct, frozen=True):
     """A launch has ended. Times are UTC seconds."""
 
     key: str
@@ -71,24 +64,21 @@ class LaunchExited:
     ended_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchHeld:
+class LaunchHeld(msgspec.Struct, frozen=True):
     """A backend has paused or resumed a launch."""
 
     key: str
     paused: bool
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchRefused:
+class LaunchRefused(msgspec.Struct, frozen=True):
     """A backend could not pause, resume or end a launch."""
 
     key: str
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchFound:
+class LaunchFound(msgspec.Struct, frozen=True):
     """After a restart: what became of a launch. ``fresh`` is a new handle to start it under."""
 
     key: str
@@ -96,9 +86,14 @@ class LaunchFound:
     fresh: Handle | None
 
 
-@dataclass(frozen=True, slots=True)
-class ReportsTaken:
-    """The host has committed these reports."""
+class DeadlinePassed(msgspec.Struct, frozen=True):
+    """A launch has run for as long as it may."""
+
+    key: str
+
+
+class ReportsTaken(msgspec.Struct, frozen=True):
+    """The host has committed these reports. It has taken this run of the runner in, then."""
 
     reports: tuple[AttemptReport, ...]
 
@@ -114,5 +109,6 @@ NodeEvent = (
     | LaunchHeld
     | LaunchRefused
     | LaunchFound
+    | DeadlinePassed
     | ReportsTaken
 )

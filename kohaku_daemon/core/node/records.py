@@ -30,6 +30,8 @@ class LaunchRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     #: Its end has been asked for; asked again after a restart.
     kill_asked: bool = False
     grace_s: float = 10.0
+    #: It has reached its time limit and is being ended for that.
+    timed_out: bool = False
     #: The host has the end for good. Kept a while so that a repeated order is refused.
     settled: bool = False
 

@@ -7,7 +7,7 @@ Does not know: queues, why somebody wants something.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from protocol.ids import TaskId
@@ -22,6 +22,9 @@ class Books:
     inventory: Inventory = field(default_factory=Inventory)
     #: Every claim that is held, by its task.
     claims: dict[TaskId, Claim] = field(default_factory=dict)
+    #: What attempts that were given up may still hold, by task and attempt: nobody has said yet
+    #: that they are dead.
+    remnants: dict[tuple[TaskId, int], Claim] = field(default_factory=dict)
     #: UUIDs of GPUs out of service, with the reason.
     faults: Mapping[str, str] = field(default_factory=dict)
     free_cores: set[int] = field(default_factory=set)
@@ -42,7 +45,7 @@ class Books:
         self.free_memory = inventory.memory
         self.free_gpus = {gpu.uuid for gpu in inventory.gpus} - set(self.faults)
         self.free_numa_memory = {numa.number: numa.memory for numa in inventory.numa}
-        for claim in self.claims.values():
+        for claim in self._held():
             self._take(claim)
 
     def enter(self, task: TaskId, claim: Claim) -> None:
@@ -64,7 +67,33 @@ class Books:
 
     def strike(self, task: TaskId) -> None:
         """Let go of a task's claim."""
+        self._let_go(self.claims.pop(task))
+
+    def give_up(self, task: TaskId, attempt: int) -> Claim:
+        """Keep a task's claim as a remnant of its attempt: the task itself lets go of it."""
         claim = self.claims.pop(task)
+        self.remnants[(task, attempt)] = claim
+        return claim
+
+    def restore_remnant(self, task: TaskId, attempt: int, claim: Claim) -> None:
+        """Hold a remnant that was held before a restart."""
+        self.remnants[(task, attempt)] = claim
+        self._take(claim)
+
+    def clear_remnant(self, task: TaskId, attempt: int) -> None:
+        """Let go of a remnant: its attempt is known to be dead."""
+        self._let_go(self.remnants.pop((task, attempt)))
+
+    @property
+    def places_taken(self) -> int:
+        """How many of the node's places for tasks are taken."""
+        return len(self.claims) + len(self.remnants)
+
+    def _held(self) -> Iterator[Claim]:
+        yield from self.claims.values()
+        yield from self.remnants.values()
+
+    def _let_go(self, claim: Claim) -> None:
         self.free_cores.update(set(claim.cores) & set(self.inventory.cores))
         self.free_memory += claim.memory
         known = {gpu.uuid for gpu in self.inventory.gpus} - set(self.faults)
@@ -102,10 +131,10 @@ class Books:
     def claimed(self) -> Claimed:
         """Sum up what is held."""
         return Claimed(
-            tasks=len(self.claims),
-            cores=sum(len(claim.cores) for claim in self.claims.values()),
-            memory=sum(claim.memory for claim in self.claims.values()),
-            gpus=sum(len(claim.gpus) for claim in self.claims.values()),
+            tasks=self.places_taken,
+            cores=sum(len(claim.cores) for claim in self._held()),
+            memory=sum(claim.memory for claim in self._held()),
+            gpus=sum(len(claim.gpus) for claim in self._held()),
         )
 
     def cores_of_numa(self, number: int) -> frozenset[int]:
@@ -116,13 +145,13 @@ class Books:
 
     def check(self) -> None:
         """Assert that nothing is held twice and that the sums are right."""
-        held_cores = [core for claim in self.claims.values() for core in claim.cores]
-        held_gpus = [gpu for claim in self.claims.values() for gpu in claim.gpus]
+        held_cores = [core for claim in self._held() for core in claim.cores]
+        held_gpus = [gpu for claim in self._held() for gpu in claim.gpus]
         assert len(held_cores) == len(set(held_cores)), f"a core is held twice: {held_cores}"
         assert len(held_gpus) == len(set(held_gpus)), f"a GPU is held twice: {held_gpus}"
         assert not self.free_cores & set(held_cores), "a held core counts as free"
         assert not self.free_gpus & set(held_gpus), "a held GPU counts as free"
-        held_memory = sum(claim.memory for claim in self.claims.values())
+        held_memory = sum(claim.memory for claim in self._held())
         assert self.free_memory == self.inventory.memory - held_memory, "memory does not add up"
 
     def _take(self, claim: Claim) -> None:

@@ -56,14 +56,14 @@ def shortages(request: Request, books: Books, *, of_all: bool = False) -> list[s
         left = f"the node has {free_size}" if of_all else f"{free_size} of {total_size} free"
         reasons.append(f"{render_size(request.memory)} memory wanted, {left}")
     reasons += _gpu_shortages(request, books, of_all=of_all)
-    if len(books.claims) >= inventory.max_tasks:
-        reasons.append(f"{len(books.claims)} tasks are there already, the node's limit")
+    if books.places_taken >= inventory.max_tasks:
+        reasons.append(f"{books.places_taken} tasks are there already, the node's limit")
     return reasons
 
 
 def fits(request: Request, books: Books) -> bool:
     """Say whether ``shortages`` is empty, without composing it: placement's inner loop."""
-    if len(books.claims) >= books.inventory.max_tasks:
+    if books.places_taken >= books.inventory.max_tasks:
         return False
     if request.numa is not None and request.numa not in books.free_numa_memory:
         return False
@@ -83,7 +83,7 @@ def missing(request: Request, books: Books) -> float:
         short += max(0, request.memory - _free_memory(request, books)) / request.memory
     if request.gpus:
         short += max(0, request.gpus - len(_usable_gpus(request, books))) / request.gpus
-    return short + (len(books.claims) >= books.inventory.max_tasks)
+    return short + (books.places_taken >= books.inventory.max_tasks)
 
 
 def choose_claim(request: Request, books: Books) -> Claim:
@@ -188,9 +188,16 @@ def _gpu_trouble(index: int, books: Books) -> str | None:
     if gpu.uuid in books.faults:
         return f"GPU {index} is out of service: {books.faults[gpu.uuid]}"
     if gpu.uuid not in books.free_gpus:
-        holder = next(task for task, claim in books.claims.items() if gpu.uuid in claim.gpus)
-        return f"GPU {index} is held by task {holder}"
+        return f"GPU {index} is held by {_holder(gpu.uuid, books)}"
     return None
+
+
+def _holder(uuid: str, books: Books) -> str:
+    for task, claim in books.claims.items():
+        if uuid in claim.gpus:
+            return f"task {task}"
+    task, attempt = next(key for key, claim in books.remnants.items() if uuid in claim.gpus)
+    return f"attempt {attempt} of task {task}, which was given up and has not been seen to end"
 
 
 def _label_here(labels: Mapping[str, str], key: str) -> str:

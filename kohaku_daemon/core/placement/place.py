@@ -1,4 +1,4 @@
-"""Place one request among the nodes: filter, rank, claim; and which node to hold when none fits.
+"""Judge nodes for one request: filter, rank, why not; and which node to hold when none fits.
 
 Pure functions over sites. Ranking (a choice of ours, not a law): a task without GPUs goes
 where it leaves the fewest GPUs idle behind busy cores, then to the node with the largest
@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from kohaku_daemon.core.placement.books import Books
 from kohaku_daemon.core.placement.choose import (
     ailment,
-    choose_claim,
     fits,
     missing,
     shortages,
@@ -21,7 +20,7 @@ from kohaku_daemon.core.placement.choose import (
 )
 from kohaku_daemon.core.placement.request import Request
 from protocol.ids import NodeName
-from protocol.models.task import Claim, NodeVerdict
+from protocol.models.task import NodeVerdict
 
 
 @dataclass(slots=True)
@@ -35,23 +34,26 @@ class Site:
     closed: str = ""
 
 
-def place(
-    request: Request, sites: Iterable[Site], held: Collection[NodeName] = ()
-) -> tuple[Site, Claim] | None:
-    """Choose the best site that has it free and is not held for somebody earlier."""
-    open_sites = [
-        site
-        for site in sites
-        if not site.closed
-        and site.name not in held
+def can_take(request: Request, site: Site) -> bool:
+    """Say whether a site could start the request this instant."""
+    return (
+        not site.closed
         and fits(request, site.books)
         and not unsuitable(request, site.books, site.labels)
         and not ailment(request, site.books)
-    ]
-    if not open_sites:
-        return None
-    best = min(open_sites, key=lambda site: _rank(request, site))
-    return best, choose_claim(request, best.books)
+    )
+
+
+def could_take(request: Request, site: Site) -> bool:
+    """Say whether a site could start the request if nothing ran there. GPUs out of service do
+    not count: they may never come back.
+    """
+    return (
+        not site.closed
+        and not unsuitable(request, site.books, site.labels)
+        and not ailment(request, site.books)
+        and fits(request, site.books.idle())
+    )
 
 
 def choose_held(
@@ -67,15 +69,7 @@ def choose_held(
     served after at most the tasks that run there now. GPUs out of service do not count,
     or a node would be kept free for what may never come back.
     """
-    hopeful = [
-        site
-        for site in sites
-        if not site.closed
-        and site.name not in held
-        and not unsuitable(request, site.books, site.labels)
-        and not ailment(request, site.books)
-        and fits(request, site.books.idle())
-    ]
+    hopeful = [site for site in sites if site.name not in held and could_take(request, site)]
     return min(
         hopeful,
         key=lambda site: (site.name != before, missing(request, site.books), site.name),
@@ -109,7 +103,8 @@ def verdict(request: Request, site: Site, held_for: str = "") -> NodeVerdict:
     )
 
 
-def _rank(request: Request, site: Site) -> tuple[int, float, str]:
+def rank(request: Request, site: Site) -> tuple[int, float, str]:
+    """Give how well a site suits a request that it can take: the smallest suits best."""
     cores = len(site.books.inventory.cores) or 1
     spare_gpus = len(site.books.free_gpus) - request.gpus
     return spare_gpus, -len(site.books.free_cores) / cores, site.name

@@ -27,6 +27,8 @@ class Request:
     numa: int | None = None
     #: Named GPUs by index; then ``gpus`` is their number.
     gpu_indices: tuple[int, ...] = ()
+    #: Seconds after which it has surely ended, its grace included; 0 if nobody knows.
+    longest_s: float = 0.0
 
 
 def request_of(spec: TaskSpec, target: Target | None) -> Request:
@@ -41,4 +43,5 @@ def request_of(spec: TaskSpec, target: Target | None) -> Request:
         node=target.node if target is not None else "",
         numa=target.numa if target is not None else None,
         gpu_indices=named,
+        longest_s=spec.time_limit_s + spec.grace_s if spec.time_limit_s else 0.0,
     )

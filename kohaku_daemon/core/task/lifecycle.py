@@ -31,6 +31,8 @@ class TaskEvent(StrEnum):
     OOM_KILLED = "oom_killed"
     #: Its node was silent for longer than the grace, or no longer knows it.
     MISSED = "missed"
+    #: This attempt is over or given up, and another was asked for.
+    REQUEUED = "requeued"
 
 
 class InvalidTransition(Exception):
@@ -58,6 +60,8 @@ TABLE: Final[Mapping[TaskState, Mapping[TaskEvent, TaskState]]] = {
     _Q: {
         TaskEvent.PLACED: _A,
         TaskEvent.KILLED: TaskState.KILLED,
+        # What it waits for did not complete, or its gang is not whole any more.
+        TaskEvent.FAILED: TaskState.FAILED,
     },
     _A: {
         TaskEvent.ACCEPTED: _P,
@@ -65,22 +69,26 @@ TABLE: Final[Mapping[TaskState, Mapping[TaskEvent, TaskState]]] = {
         TaskEvent.STARTED: _R,
         TaskEvent.PAUSED: _H,
         TaskEvent.MISSED: _L,
+        TaskEvent.REQUEUED: _Q,
         **_ENDS,
     },
     _P: {
         TaskEvent.STARTED: _R,
         TaskEvent.PAUSED: _H,
         TaskEvent.MISSED: _L,
+        TaskEvent.REQUEUED: _Q,
         **_ENDS,
     },
     _R: {
         TaskEvent.PAUSED: _H,
         TaskEvent.MISSED: _L,
+        TaskEvent.REQUEUED: _Q,
         **_ENDS,
     },
     _H: {
         TaskEvent.STARTED: _R,
         TaskEvent.MISSED: _L,
+        TaskEvent.REQUEUED: _Q,
         **_ENDS,
     },
     _L: {
@@ -88,6 +96,7 @@ TABLE: Final[Mapping[TaskState, Mapping[TaskEvent, TaskState]]] = {
         TaskEvent.ACCEPTED: _P,
         TaskEvent.STARTED: _R,
         TaskEvent.PAUSED: _H,
+        TaskEvent.REQUEUED: _Q,
         **_ENDS,
     },
 }
@@ -116,6 +125,6 @@ def ending(exit_: Exit, *, kill_asked: bool) -> TaskEvent:
         return TaskEvent.OOM_KILLED
     if exit_.cause is Cause.EXITED and exit_.code == 0:
         return TaskEvent.COMPLETED
-    if kill_asked or exit_.cause in {Cause.KILLED, Cause.NODE_REMOVED}:
+    if kill_asked or exit_.cause in {Cause.KILLED, Cause.NODE_REMOVED, Cause.GANG}:
         return TaskEvent.KILLED
     return TaskEvent.FAILED

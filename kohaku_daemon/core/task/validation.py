@@ -32,6 +32,10 @@ _HEADER: Final = 5
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{8,64}")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LABEL: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
+_LONGEST_TIME_LIMIT_S: Final = 10 * 366 * 86400.0
+_MOST_RETRIES: Final = 100
+_MOST_AWAITED: Final = 100
+_LARGEST_GANG: Final = 1024
 _PRIORITIES: Final = range(-1000, 1001)
 
 
@@ -41,8 +45,7 @@ def check_submission(request: SubmitTask) -> None:
     Raises:
         BadRequest: Naming the field.
     """
-    if not _REQUEST_ID.fullmatch(request.request_id):
-        raise BadRequest("request_id must be 8 to 64 printable characters without spaces")
+    check_request_id(request.request_id)
     shapes = [bool(request.targets), request.array != 0, bool(request.rows)]
     if sum(shapes) > 1:
         raise BadRequest(
@@ -56,9 +59,20 @@ def check_submission(request: SubmitTask) -> None:
     ):
         raise BadRequest(f"a batch has 1 to {LARGEST_BATCH} tasks")
     _check_spec(request.spec)
+    _check_order(request)
     _check_rows(request.rows, request.spec.env)
     for target in request.targets:
         _check_target(target, request.spec)
+
+
+def check_request_id(request_id: str) -> None:
+    """Refuse what cannot name a request.
+
+    Raises:
+        BadRequest: It is too short, too long or has other characters.
+    """
+    if not _REQUEST_ID.fullmatch(request_id):
+        raise BadRequest("request_id must be 8 to 64 printable characters without spaces")
 
 
 def batch_size(request: SubmitTask) -> int:
@@ -115,6 +129,31 @@ def _check_spec(spec: TaskSpec) -> None:
         raise BadRequest(f"priority must be -1000 to 1000, not {spec.priority}")
     if not 0 <= spec.grace_s <= 3600:
         raise BadRequest(f"grace must be 0 to 3600 seconds, not {spec.grace_s:g}")
+
+    if not (spec.time_limit_s == 0 or 1 <= spec.time_limit_s <= _LONGEST_TIME_LIMIT_S):
+        raise BadRequest(
+            f"time limit must be 1 second to 10 years, or 0 for none, not {spec.time_limit_s:g} s",
+            hint="times take s, m, h, d: --time-limit 90m",
+        )
+    if not 0 <= spec.retries <= _MOST_RETRIES:
+        raise BadRequest(f"retries must be 0 to {_MOST_RETRIES}, not {spec.retries}")
+
+
+def _check_order(request: SubmitTask) -> None:
+    if len(request.after) > _MOST_AWAITED:
+        raise BadRequest(
+            f"after names {len(request.after)} tasks; at most {_MOST_AWAITED}",
+            hint="submit those as one batch and name the batch",
+        )
+    if not request.gang:
+        return
+    if batch_size(request) > _LARGEST_GANG:
+        raise BadRequest(f"a gang has at most {_LARGEST_GANG} tasks, not {batch_size(request)}")
+    if request.spec.retries or request.spec.requeue_on_lost:
+        raise BadRequest(
+            "the tasks of a gang begin together, so none of them is tried again by itself",
+            hint="leave out --retries and --requeue-on-lost; later: kohaku task retry BATCH",
+        )
 
 
 def _check_target(target: Target, spec: TaskSpec) -> None:

@@ -25,6 +25,7 @@ CALLS: Final[Mapping[Method[Any, Any], Handler]] = {
     methods.TASK_KILL: task.kill,
     methods.TASK_PAUSE: task.pause,
     methods.TASK_RESUME: task.resume,
+    methods.TASK_RETRY: task.retry,
     methods.TASK_LOGS: task.logs,
     methods.BATCH_LIST: task.list_batches,
     methods.BATCH_SHOW: task.show_batch,

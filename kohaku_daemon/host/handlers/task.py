@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import Final, cast
 
 import msgspec
 from msgspec.structs import replace
 
 from kohaku_daemon.core.access.permissions import may_see_contents
-from kohaku_daemon.core.cluster.events import SteerAsked, SubmitAsked, Verb
+from kohaku_daemon.core.cluster.events import RetryAsked, SteerAsked, SubmitAsked, Verb
+from kohaku_daemon.core.cluster.records import BatchRecord
 from kohaku_daemon.core.cluster.views import describe, explain_task, redact_task, view_task
 from kohaku_daemon.host.handlers.rows import (
     batch_records,
@@ -30,6 +32,8 @@ from protocol.messages.task import (
     ListTasks,
     OneBatch,
     OneTask,
+    Retried,
+    RetryTask,
     SteerResult,
     SteerTasks,
     SubmitTask,
@@ -52,9 +56,65 @@ async def submit(call: Call, params: SubmitTask) -> Submitted:
     earlier = None
     if (user, params.request_id) not in call.parts.state.by_request:
         earlier = call.parts.store.by_request(user, params.request_id)
-    asked = msgspec.msgpack.encode(replace(params, request_id=""), order="deterministic")
-    digest = hashlib.sha3_256(asked).digest()
-    return cast("Submitted", await call.ask(SubmitAsked(call.actor, params, digest, earlier)))
+    known = await _known_states(call.parts, params.after)
+    digest = _digest(params)
+    asked = SubmitAsked(call.actor, params, digest, earlier, known)
+    return cast("Submitted", await call.ask(asked))
+
+
+async def retry(call: Call, params: RetryTask) -> Retried:
+    """Try tasks again."""
+    parts = call.parts
+    if (params.batch is None) == (params.task is None):
+        raise BadRequest("name either a task or a batch")
+    if params.batch is not None:
+        source = await known_batch(parts, params.batch)
+    else:
+        task = await stored_task(parts, cast("TaskId", params.task))
+        source = batch_records(parts, [task.batch])[task.batch]
+    await parts.loop.settled()
+    ids = (params.task,) if params.task is not None else tuple(_ids_of(source))
+    ended = parts.store.incomplete(ids)
+    request_key = (source.owner, params.request_id)
+    held = request_key in parts.state.by_request
+    asked = RetryAsked(
+        call.actor,
+        params.request_id,
+        _digest(params),
+        source,
+        ended=tuple((task, index) for task, index in ended if task not in parts.state.tasks),
+        live=tuple(task for task in ids if task in parts.state.tasks),
+        earlier=None if held else parts.store.by_request(*request_key),
+    )
+    return cast("Retried", await call.ask(asked))
+
+
+def _digest(params: SubmitTask | RetryTask) -> bytes:
+    """Give what tells a request from another that uses the same id."""
+    words = msgspec.msgpack.encode(replace(params, request_id=""), order="deterministic")
+    return hashlib.sha3_256(words).digest()
+
+
+async def _known_states(parts: Parts, after: tuple[int, ...]) -> dict[int, TaskState]:
+    """Give how tasks and batches stand that are to be waited for, as the store has them.
+
+    What is live in memory is left out. What ended a moment ago is waited for to be stored.
+    """
+    known: dict[int, TaskState] = {}
+    for name in after:
+        while name not in parts.state.tasks:
+            await parts.loop.settled()
+            state = parts.store.standing(name)
+            if state is not None:
+                known[name] = state
+            if state is None or state.is_final or BatchId(name) in parts.state.batches:
+                break
+    return known
+
+
+def _ids_of(batch: BatchRecord) -> Iterator[TaskId]:
+    for first, count in batch.runs:
+        yield from map(TaskId, range(first, first + count))
 
 
 async def list_tasks(call: Call, params: ListTasks) -> TaskPage:
@@ -180,9 +240,7 @@ async def _named(
     if batch is None:
         return tasks
     record = await known_batch(call.parts, batch)
-    return tuple(
-        TaskId(task) for first, count in record.runs for task in range(first, first + count)
-    )
+    return tuple(_ids_of(record))
 
 
 async def _check_known(parts: Parts, tasks: list[TaskId]) -> None:

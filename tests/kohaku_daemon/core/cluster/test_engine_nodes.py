@@ -110,9 +110,9 @@ def test_a_node_with_tasks_is_not_removed_unless_they_are_given_up(play: Playboo
     assert play.tell(RemoveAsked(OPERATOR, "n1", force=False)) == ["refuse conflict"]
     assert play.tell(RemoveAsked(OPERATOR, "n1", force=True)) == [
         "save #1 killed",
-        "show n1",
         "drop node n1",
         "close the link of n1",
+        "show n1",
         "diary node.removed",
         "answer",
     ]

@@ -19,11 +19,13 @@ from kohaku_daemon.core.node.actions import (
     RemoveLaunch,
     ResumeLaunch,
     SendReport,
+    SetDeadline,
     StartLaunch,
     WatchLaunch,
 )
 from kohaku_daemon.core.node.engine import NodeEngine
 from kohaku_daemon.core.node.events import (
+    DeadlinePassed,
     KillOrdered,
     LaunchExited,
     LaunchFailed,
@@ -37,6 +39,7 @@ from kohaku_daemon.core.node.events import (
     ResumeOrdered,
     StartOrdered,
 )
+from kohaku_daemon.core.node.ledger import Ledger
 from kohaku_daemon.core.node.records import LaunchRecord
 from kohaku_daemon.core.workload import Finding, Found, Handle, Launch, Started
 from protocol.ids import BatchId, TaskId
@@ -86,8 +89,8 @@ class Runner:
 
 def line(action: NodeAction) -> str:
     match action:
-        case Remember(record):
-            return f"remember {record.key} {record.state}"
+        case Remember(record, later):
+            return f"remember {record.key} {record.state}{' later' if later else ''}"
         case Forget(key):
             return f"forget {key}"
         case StartLaunch(launch, handle):
@@ -104,13 +107,17 @@ def line(action: NodeAction) -> str:
             return f"pause {key}"
         case ResumeLaunch(key, _):
             return f"resume {key}"
+        case SetDeadline(key, None):
+            return f"no deadline for {key}"
+        case SetDeadline(key, in_s):
+            return f"deadline for {key} in {in_s:g} s"
         case SendReport(report):
             cause = f" {report.exit.cause}" if report.exit is not None else ""
             return f"report {report.state}{cause}"
 
 
-def a_launch(task: TaskId = TASK, attempt: int = 1) -> Launch:
-    spec = TaskSpec(command=("sleep", "9"), env={"SECRET": "x"})
+def a_launch(task: TaskId = TASK, attempt: int = 1, limit_s: float = 0.0) -> Launch:
+    spec = TaskSpec(command=("sleep", "9"), env={"SECRET": "x"}, grace_s=4.0, time_limit_s=limit_s)
     return Launch(task=task, attempt=attempt, batch=BatchId(1), spec=spec)
 
 
@@ -151,9 +158,9 @@ def test_an_order_is_remembered_before_it_is_carried_out(runner: Runner) -> None
     ]
     assert runner.tell(started("namespaces")) == ["watch 7-1", "report running"]
     assert runner.reports[-1].note == "namespaces"
-    assert runner.tell(exited()) == ["remember 7-1 ended", "report ended exited"]
+    assert runner.tell(exited()) == ["remember 7-1 ended later", "report ended exited"]
     assert (runner.reports[-1].started_at, runner.reports[-1].at) == (50.0, 60.0)
-    assert runner.settle() == ["remove 7-1", "remember 7-1 ended"]
+    assert runner.settle() == ["remove 7-1", "remember 7-1 ended later"]
     assert runner.engine.attempts() == ()
 
 
@@ -180,7 +187,7 @@ def test_an_order_for_a_backend_that_is_not_here_ends_at_once(runner: Runner) ->
     assert runner.tell(event) == ["remember 7-1 ended", "report ended start_failed"]
     exit_ = Exit(Cause.START_FAILED, message="backend docker is not on this node")
     assert runner.reports[-1].exit == exit_
-    assert runner.settle() == ["remember 7-1 ended"]
+    assert runner.settle() == ["remember 7-1 ended later"]
 
 
 def test_a_start_that_failed_is_an_end(runner: Runner) -> None:
@@ -215,7 +222,7 @@ def test_what_was_never_ordered_is_nothing(runner: Runner, event: NodeEvent) -> 
 def test_a_running_launch_is_killed(runner: Runner) -> None:
     runner.tell(start())
     runner.tell(started())
-    assert runner.tell(kill()) == ["remember 7-1 running", "kill 7-1 in 3 s"]
+    assert runner.tell(kill()) == ["remember 7-1 running later", "kill 7-1 in 3 s"]
     assert runner.tell(kill()) == ["kill 7-1 in 3 s"]
     runner.tell(exited(Exit(Cause.SIGNALLED, signal=15)))
     assert runner.tell(kill()) == ["report ended signalled"]
@@ -223,7 +230,7 @@ def test_a_running_launch_is_killed(runner: Runner) -> None:
 
 def test_a_launch_that_is_starting_is_killed_once_it_has(runner: Runner) -> None:
     runner.tell(start())
-    assert runner.tell(kill()) == ["remember 7-1 accepted"]
+    assert runner.tell(kill()) == ["remember 7-1 accepted later"]
     assert runner.tell(started()) == ["watch 7-1", "report running", "kill 7-1 in 3 s"]
 
 
@@ -274,7 +281,7 @@ def test_pause_and_resume(runner: Runner) -> None:
     runner.tell(started())
     assert runner.tell(PauseOrdered(TASK, 1)) == ["pause 7-1"]
     assert runner.tell(LaunchHeld("7-1", paused=True)) == ["report paused"]
-    assert runner.tell(kill()) == ["remember 7-1 paused", "kill 7-1 in 3 s"]
+    assert runner.tell(kill()) == ["remember 7-1 paused later", "kill 7-1 in 3 s"]
     assert runner.tell(ResumeOrdered(TASK, 1)) == ["resume 7-1"]
     assert runner.tell(LaunchHeld("7-1", paused=False)) == ["report running"]
 
@@ -295,11 +302,11 @@ def test_what_went_wrong_with_a_pause_is_not_said_of_the_next_one(runner: Runner
     [
         (found(Found.RUNNING), ["watch 7-1", "report running"]),
         (found(Found.PAUSED), ["watch 7-1", "report paused"]),
-        (found(Found.ENDED, exit_=DONE), ["remember 7-1 ended", "report ended exited"]),
-        (found(Found.ENDED), ["remember 7-1 ended", "report ended node_failed"]),
+        (found(Found.ENDED, exit_=DONE), ["remember 7-1 ended later", "report ended exited"]),
+        (found(Found.ENDED), ["remember 7-1 ended later", "report ended node_failed"]),
         (
             found(Found.NEVER_STARTED, a_handle("h2")),
-            ["remember 7-1 accepted", "report accepted", "start 7-1 as h2"],
+            ["remember 7-1 accepted", "report accepted"],
         ),
         (found(Found.NEVER_STARTED), ["remember 7-1 ended", "report ended start_failed"]),
     ],
@@ -326,6 +333,35 @@ def test_a_launch_that_never_was_and_was_to_be_killed_never_will_be(runner: Runn
     ]
 
 
+def test_what_never_began_is_begun_once_the_host_has_taken_this_run_in(runner: Runner) -> None:
+    """A copy of a data folder must not start anything: the host refuses it, or the original."""
+    runner.tell(start())
+    runner.restart()
+    runner.tell(found(Found.NEVER_STARTED, a_handle("h2")))
+    (report,) = runner.engine.attempts()
+    assert report.state is AttemptState.ACCEPTED
+    assert runner.tell(ReportsTaken((report,))) == ["start 7-1 as h2"]
+    assert runner.tell(ReportsTaken((report,))) == []
+    # From here on nothing waits: what is ordered is ordered by the host.
+    assert runner.tell(start(attempt=2))[-1] == "start 7-2 as h1"
+
+
+def test_what_waits_for_the_host_and_is_killed_never_begins(runner: Runner) -> None:
+    runner.tell(start())
+    runner.restart()
+    runner.tell(found(Found.NEVER_STARTED, a_handle("h2")))
+    assert runner.tell(kill()) == ["remember 7-1 ended", "report ended killed"]
+    assert runner.tell(ReportsTaken(())) == []
+
+
+def test_what_runs_is_watched_and_killed_before_the_host_is_reached(runner: Runner) -> None:
+    runner.tell(start())
+    runner.tell(started())
+    runner.restart()
+    assert runner.tell(found(Found.RUNNING)) == ["watch 7-1", "report running"]
+    assert runner.tell(exited()) == ["remember 7-1 ended later", "report ended exited"]
+
+
 def test_an_end_the_host_may_not_know_is_told_again(runner: Runner) -> None:
     runner.tell(start())
     runner.tell(started())
@@ -336,6 +372,78 @@ def test_an_end_the_host_may_not_know_is_told_again(runner: Runner) -> None:
     runner.settle()
     runner.restart()
     assert runner.engine.attempts() == ()
+
+
+# Time limits --------------------------------------------------------------------------------
+
+
+def limited(limit_s: float = 30.0) -> StartOrdered:
+    return StartOrdered(a_launch(limit_s=limit_s), a_handle())
+
+
+def test_a_launch_is_ended_when_its_time_is_up_and_its_end_says_so(runner: Runner) -> None:
+    runner.tell(limited(limit_s=90.0))
+    # It began at 50, and it is 102 by the time this is handled.
+    assert runner.tell(started()) == ["watch 7-1", "report running", "deadline for 7-1 in 38 s"]
+    assert runner.tell(DeadlinePassed("7-1")) == ["remember 7-1 running later", "kill 7-1 in 4 s"]
+    assert runner.tell(exited(Exit(Cause.SIGNALLED, signal=15))) == [
+        "remember 7-1 ended later",
+        "report ended time_limit",
+        "no deadline for 7-1",
+    ]
+    exit_ = Exit(Cause.TIME_LIMIT, signal=15, message="it reached its time limit of 1m30s")
+    assert runner.reports[-1].exit == exit_
+
+
+def test_a_launch_that_ends_in_time_ends_as_ever(runner: Runner) -> None:
+    runner.tell(limited())
+    runner.tell(started())
+    assert runner.tell(exited())[1:] == ["report ended exited", "no deadline for 7-1"]
+    assert runner.tell(DeadlinePassed("7-1")) == []
+
+
+def test_time_that_a_launch_is_paused_counts(runner: Runner) -> None:
+    runner.tell(limited())
+    runner.tell(started())
+    assert runner.tell(LaunchHeld("7-1", paused=True)) == ["report paused"]
+    assert runner.tell(DeadlinePassed("7-1"))[-1] == "kill 7-1 in 4 s"
+
+
+def test_after_a_restart_only_what_is_left_of_the_time_may_be_used(runner: Runner) -> None:
+    runner.tell(limited(limit_s=90.0))
+    runner.tell(started())
+    runner.now = 120.0
+    runner.restart()
+    assert runner.tell(found(Found.RUNNING))[-1] == "deadline for 7-1 in 19 s"
+    runner.now = 300.0
+    runner.restart()
+    assert runner.tell(found(Found.PAUSED))[-1] == "deadline for 7-1 in 0 s"
+
+
+def test_why_it_was_ended_is_known_after_a_restart(runner: Runner) -> None:
+    runner.tell(limited())
+    runner.tell(started())
+    runner.tell(DeadlinePassed("7-1"))
+    runner.restart()
+    ended = found(Found.ENDED, exit_=Exit(Cause.EXITED, code=0))
+    assert "report ended time_limit" in runner.tell(ended)
+    assert runner.reports[-1].exit is not None
+    assert runner.reports[-1].exit.code == 0
+
+
+def test_a_launch_that_is_being_killed_is_hurried_and_stays_killed(runner: Runner) -> None:
+    runner.tell(limited())
+    runner.tell(started())
+    runner.tell(kill(grace_s=3600.0))
+    assert runner.tell(DeadlinePassed("7-1")) == ["kill 7-1 in 4 s"]
+    assert "report ended signalled" in runner.tell(exited(Exit(Cause.SIGNALLED, signal=15)))
+
+
+def test_a_launch_the_kernel_killed_for_memory_says_that(runner: Runner) -> None:
+    runner.tell(limited())
+    runner.tell(started())
+    runner.tell(DeadlinePassed("7-1"))
+    assert "report ended oom" in runner.tell(exited(Exit(Cause.OOM, signal=9)))
 
 
 # Forgetting ---------------------------------------------------------------------------------
@@ -369,12 +477,14 @@ def test_a_settled_launch_keeps_no_secret_and_the_oldest_are_forgotten(
 class AtMostOnce(RuleBasedStateMachine):
     """Orders repeated and reordered, a backend that takes its time, and crashes anywhere.
 
-    ``world`` is what truly happened to each handle: absent if no start reached it.
+    ``world`` is what truly happened to each handle: absent if no start reached it, or if it
+    was removed, of which nobody knows anything either.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.engine = NodeEngine()
+        self.ledger = Ledger()
         self.vault: dict[str, bytes] = {}
         self.now = 0.0
         self.handles = 0
@@ -383,6 +493,8 @@ class AtMostOnce(RuleBasedStateMachine):
         self.begun: dict[str, list[str]] = {}
         self.doing: list[NodeAction] = []
         self.reported: list[AttemptReport] = []
+        #: Launches the host has as ended.
+        self.over: set[str] = set()
         self.stragglers: list[StartLaunch] = []
 
     def fresh(self) -> Handle:
@@ -397,23 +509,32 @@ class AtMostOnce(RuleBasedStateMachine):
         if crash_after == 0:
             self.restart()  # nothing of it was committed
             return
-        for action in actions:
-            if isinstance(action, Remember):
-                self.vault[action.record.key] = msgspec.msgpack.encode(action.record)
-            elif isinstance(action, Forget):
-                del self.vault[action.key]
-        rest = [action for action in actions if not isinstance(action, Remember | Forget)]
+        rest = self.ledger.take(actions)
+        if self.ledger.open.is_urgent:
+            rest += self.commit()
         self.doing += rest if crash_after is None else rest[: crash_after - 1]
         if crash_after is not None:
             self.restart()
+
+    def commit(self) -> list[NodeAction]:
+        bundle = self.ledger.close()
+        for key in bundle.drops:
+            del self.vault[key]
+        for key, record in bundle.puts.items():
+            self.vault[key] = msgspec.msgpack.encode(record)
+        return self.ledger.finish()
 
     def restart(self) -> None:
         # What a dead runner asked of its backend may still happen.
         self.stragglers += [action for action in self.doing if isinstance(action, StartLaunch)]
         self.doing = []
-        self.engine = NodeEngine()
+        self.engine, self.ledger = NodeEngine(), Ledger()
         records = [msgspec.msgpack.decode(data, type=LaunchRecord) for data in self.vault.values()]
         self.commit_and_queue(self.engine.recover(records, self.now))
+
+    @rule()
+    def write_what_was_put_off(self) -> None:
+        self.doing += self.commit()
 
     crashes = st.sampled_from([None, None, None, 0, 1, 2, 3])
     tasks = st.sampled_from([TaskId(1), TaskId(2)])
@@ -435,6 +556,17 @@ class AtMostOnce(RuleBasedStateMachine):
     def carry_out(self, data: st.DataObject, crash: int | None) -> None:
         self.do(self.doing.pop(data.draw(st.integers(0, len(self.doing) - 1))), crash)
 
+    @precondition(lambda self: self.doing)
+    @rule(ends=st.booleans())
+    def get_on(self, ends: bool) -> None:
+        """Have all done that is to be done, and what follows from it: the usual course."""
+        for _ in range(10):
+            if not self.doing:
+                break
+            if ends:
+                self.world = dict.fromkeys(self.world, "ended")
+            self.do(self.doing.pop(0))
+
     @precondition(lambda self: self.stragglers)
     @rule()
     def straggle(self) -> None:
@@ -450,22 +582,28 @@ class AtMostOnce(RuleBasedStateMachine):
                 self.feed(LaunchFound(launch.key, self.find(handle), self.fresh()), crash)
             case KillLaunch(_, handle, _):
                 self.world[str(handle.data["name"])] = "ended"
-            case WatchLaunch(key, handle) if self.world[str(handle.data["name"])] == "ended":
+            case WatchLaunch(key, handle) if self.world.get(str(handle.data["name"])) == "ended":
                 self.feed(LaunchExited(key, DONE, 1.0, self.now), crash)
             case WatchLaunch():
                 self.doing.append(action)
             case SendReport(report):
                 self.reported.append(report)
+            case RemoveLaunch(_, handle):
+                assert self.world.pop(str(handle.data["name"]), "ended") == "ended"
             case _:
                 pass
 
     def begin(self, action: StartLaunch) -> bool:
         name = str(action.handle.data["name"])
-        if name in self.never or name in self.world:
+        if name in self.never or name in self.world or name in self.names_begun():
             return False
+        assert action.launch.key not in self.over, f"{action.launch.key} begins after its end"
         self.world[name] = "running"
         self.begun.setdefault(action.launch.key, []).append(name)
         return True
+
+    def names_begun(self) -> set[str]:
+        return {name for names in self.begun.values() for name in names}
 
     def find(self, handle: Handle) -> Finding:
         name = str(handle.data["name"])
@@ -487,6 +625,8 @@ class AtMostOnce(RuleBasedStateMachine):
     @rule(crash=crashes)
     def host_takes_reports(self, crash: int | None) -> None:
         reports, self.reported = tuple(self.reported), []
+        ended = [report for report in reports if report.state is AttemptState.ENDED]
+        self.over |= {f"{report.task}-{report.attempt}" for report in ended}
         self.feed(ReportsTaken(reports), crash)
 
     @rule()
@@ -503,13 +643,17 @@ class AtMostOnce(RuleBasedStateMachine):
         for report in self.reported:
             key = f"{report.task}-{report.attempt}"
             if report.state is AttemptState.ENDED:
-                assert all(self.world[name] == "ended" for name in self.begun.get(key, []))
+                begun = self.begun.get(key, [])
+                assert all(self.world.get(name, "ended") == "ended" for name in begun)
 
     def teardown(self) -> None:
         """Left in peace, every launch that was ordered ends, and its runner says so."""
         for _ in range(200):
             if not self.doing:
-                break
+                if self.engine.is_recovered:
+                    self.feed(ReportsTaken(()))  # the host has taken it in
+                if not self.doing:
+                    break
             self.world = dict.fromkeys(self.world, "ended")
             self.do(self.doing.pop(0))
         assert self.engine.is_recovered

@@ -2,8 +2,14 @@
 
 from typing import Any
 
-from kohaku_daemon.core.placement.choose import choose_claim
-from kohaku_daemon.core.placement.place import Site, candidates, choose_held, place, verdict
+from kohaku_daemon.core.placement.place import (
+    Site,
+    can_take,
+    candidates,
+    choose_held,
+    rank,
+    verdict,
+)
 from kohaku_daemon.core.placement.request import Request
 from protocol.ids import NodeName, TaskId
 from protocol.models.node import BackendInfo
@@ -20,13 +26,10 @@ def a_site(name: str, *claims: Claim, closed: str = "", **hardware: Any) -> Site
     return site
 
 
-def chosen(request: Request, *sites: Site, held: tuple[str, ...] = ()) -> str | None:
-    found = place(request, sites, [NodeName(name) for name in held])
-    if found is None:
-        return None
-    site, claim = found
-    assert claim == choose_claim(request, site.books)
-    return site.name
+def chosen(request: Request, *sites: Site) -> str | None:
+    able = [site for site in sites if can_take(request, site)]
+    best = min(able, key=lambda site: rank(request, site), default=None)
+    return best.name if best is not None else None
 
 
 def test_small_tasks_spread_by_share_of_free_cores() -> None:
@@ -48,15 +51,15 @@ def test_a_gpu_task_goes_where_it_leaves_fewest_gpus_idle() -> None:
     assert chosen(Request(gpus=2), a_site("eight", gpus=8), a_site("two", gpus=2)) == "two"
 
 
-def test_closed_held_full_and_unsuitable_nodes_are_passed_over() -> None:
+def test_closed_full_and_unsuitable_nodes_are_passed_over() -> None:
     full = a_site("a", Claim(cores=(0, 1, 2, 3)))
     closed = a_site("b", closed="the node is draining")
     other = a_site("c", labels={"zone": "x"})
     sick = a_site("d", labels={"zone": "y"}, backends=(BackendInfo("process", False, "broken"),))
-    good, held = a_site("y", labels={"zone": "y"}), a_site("h", labels={"zone": "y"})
+    good = a_site("y", labels={"zone": "y"})
     request = Request(cores=1, labels=(("zone", "y"),))
-    assert chosen(request, full, closed, other, sick, held, good, held=("h",)) == "y"
-    assert chosen(request, full, closed, other, sick, held, held=("h",)) is None
+    assert chosen(request, full, closed, other, sick, good) == "y"
+    assert chosen(request, full, closed, other, sick) is None
 
 
 def test_a_named_node_is_the_only_one_asked() -> None:

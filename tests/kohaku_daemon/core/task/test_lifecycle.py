@@ -18,17 +18,17 @@ from protocol.models.task import FINAL_STATES, Cause, Exit, TaskState
 README = Path(__file__).parents[4] / "kohaku_daemon/core/README.md"
 
 PICTURE = """
-            placed    accepted   started  paused  completed  failed  killed  oom_killed  missed
-queued      assigned  -          -        -       -          -       killed  -           -
-assigned    -         preparing  running  paused  completed  failed  killed  oom_killed  lost
-preparing   -         -          running  paused  completed  failed  killed  oom_killed  lost
-running     -         -          -        paused  completed  failed  killed  oom_killed  lost
-paused      -         -          running  -       completed  failed  killed  oom_killed  lost
-lost        -         preparing  running  paused  completed  failed  killed  oom_killed  -
-completed   -         -          -        -       -          -       -       -           -
-failed      -         -          -        -       -          -       -       -           -
-killed      -         -          -        -       -          -       -       -           -
-oom_killed  -         -          -        -       -          -       -       -           -
+            placed    accepted   started  paused  completed  failed  killed  oom_killed  missed  requeued
+queued      assigned  -          -        -       -          failed  killed  -           -       -
+assigned    -         preparing  running  paused  completed  failed  killed  oom_killed  lost    queued
+preparing   -         -          running  paused  completed  failed  killed  oom_killed  lost    queued
+running     -         -          -        paused  completed  failed  killed  oom_killed  lost    queued
+paused      -         -          running  -       completed  failed  killed  oom_killed  lost    queued
+lost        -         preparing  running  paused  completed  failed  killed  oom_killed  -       queued
+completed   -         -          -        -       -          -       -       -           -       -
+failed      -         -          -        -       -          -       -       -           -       -
+killed      -         -          -        -       -          -       -       -           -       -
+oom_killed  -         -          -        -       -          -       -       -           -       -
 """
 
 
@@ -58,7 +58,8 @@ def test_what_begins_is_placed_once_and_ends_once(events: list[TaskEvent]) -> No
         except InvalidTransition:
             continue
         story.append(state)
-    assert story.count(TaskState.ASSIGNED) <= 1
+    tries = 1 + story.count(TaskState.QUEUED)
+    assert story.count(TaskState.ASSIGNED) <= tries
     assert sum(one.is_final for one in story) == state.is_final
 
 

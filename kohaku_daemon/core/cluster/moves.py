@@ -1,0 +1,238 @@
+"""What can befall one task: placed, moved, tried again, ended, and what follows for others.
+
+Knows: claims and the queue follow the state; an end may start another attempt, release or
+end the tasks that wait for it, or end its gang.
+Does not know: who asked, what runners said and whether they are believed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Final
+
+from msgspec.structs import replace
+
+from kohaku_daemon.core.cluster.actions import NodeChanged, SaveTask, SendOrder
+from kohaku_daemon.core.cluster.records import Remnant, TaskRecord
+from kohaku_daemon.core.cluster.scribe import Scribe
+from kohaku_daemon.core.cluster.state import ClusterState, LiveBatch
+from kohaku_daemon.core.cluster.views import describe_exit
+from kohaku_daemon.core.task.lifecycle import TaskEvent, advance, ending
+from protocol.ids import BatchId, NodeName, TaskId
+from protocol.messages.runner import OrderKill, OrderStart
+from protocol.models.task import Cause, Change, Claim, Exit, TaskSpec, TaskState
+
+#: Stands for a user where the cluster itself has asked for an end. No user is called so.
+CLUSTER: Final = "the cluster"
+#: Seconds before the first retry; doubled with each, up to the longest. What fails at once
+#: must not turn the cluster into a mill.
+_FIRST_DELAY_S: Final = 1.0
+_LONGEST_DELAY_S: Final = 60.0
+
+
+class Moves:
+    """Changes tasks, and writes down what is to be done about it."""
+
+    def __init__(self, state: ClusterState, scribe: Scribe) -> None:
+        self._state = state
+        self._scribe = scribe
+        #: Batches whose tasks are not to begin any more, with the end these get. They are ended
+        #: when the event at hand is through, because one may bring down a long chain of others.
+        self._fallen: deque[tuple[BatchId, Exit]] = deque()
+
+    # Placing ------------------------------------------------------------------------
+
+    def place_waiting(self) -> None:
+        """Place what fits."""
+        state = self._state
+        seats = state.backlog.place_waiting(state.fleet.sites, self._scribe.now, self._ends_at)
+        for seat in seats:
+            self._assign(state.tasks[seat.task], seat.node, seat.claim)
+
+    def _ends_at(self, task_id: TaskId) -> float:
+        """Give when a placed task has surely ended; infinity if nobody knows."""
+        task = self._state.tasks[task_id]
+        spec = self.spec_of(task)
+        if not spec.time_limit_s or not task.started_at or task.state is TaskState.LOST:
+            return math.inf
+        return task.started_at + spec.time_limit_s + spec.grace_s
+
+    def _assign(self, task: TaskRecord, node: NodeName, claim: Claim) -> None:
+        self._state.fleet.nodes[node].site.books.enter(task.id, claim)
+        task.node = node
+        task.claim = claim
+        task.attempt += 1
+        self._state.tasks_on(node)[task.id] = task
+        self.move(task, advance(task.state, TaskEvent.PLACED), "placed")
+        self._scribe.add(NodeChanged(node))
+        self.order_start(task)
+
+    def order_start(self, task: TaskRecord) -> None:
+        """Order the present attempt of a task."""
+        batch = self._state.batch_of(task).record
+        spec = batch.spec
+        if batch.rows:
+            spec = replace(spec, env={**spec.env, **batch.rows[task.index]})
+        order = OrderStart(
+            task=task.id,
+            attempt=task.attempt,
+            batch=task.batch,
+            index=task.index,
+            size=batch.size,
+            spec=spec,
+            claim=task.claim or Claim(),
+        )
+        self._scribe.add(SendOrder(task.node, order))
+
+    def order_kill(self, task: TaskRecord) -> None:
+        """Order the end of the present attempt."""
+        grace_s = self.spec_of(task).grace_s
+        order = OrderKill(task=task.id, attempt=task.attempt, grace_s=grace_s)
+        self._scribe.add(SendOrder(task.node, order))
+
+    # Moving -------------------------------------------------------------------------
+
+    def move(self, task: TaskRecord, state: TaskState, cause: str, actor: str = "") -> None:
+        """Bring a task into a state, and keep that."""
+        task.state = state
+        self.note(task, cause, actor)
+
+    def note(self, task: TaskRecord, cause: str, actor: str = "") -> None:
+        """Add a step to a task's history, and keep it."""
+        change = Change(self._scribe.now, task.state, cause, actor, task.attempt, task.node)
+        task.history = (*task.history, change)
+        self._scribe.add(SaveTask(task, self._state.batch_of(task).record))
+
+    def ask_end(self, task: TaskRecord, actor: str, cause: str = "end asked for") -> None:
+        """Have a task ended that a runner may hold."""
+        if not task.kill_asked_by:
+            task.kill_asked_by = actor
+            self.note(task, cause, actor)
+        self.order_kill(task)
+
+    def spec_of(self, task: TaskRecord) -> TaskSpec:
+        """Give a live task's spec, without its row of variables."""
+        return self._state.batch_of(task).record.spec
+
+    # Losing and trying again --------------------------------------------------------
+
+    def miss(self, task: TaskRecord, reason: str) -> None:
+        """Take it that nobody knows what became of a task."""
+        if self.spec_of(task).requeue_on_lost and not task.kill_asked_by:
+            self.requeue_lost(task, f"{reason}; tries again, as asked")
+        else:
+            task.reason = reason
+            self.move(task, advance(task.state, TaskEvent.MISSED), reason)
+        self._scribe.tell("task.lost", f"task {task.id} is lost: {reason}", task=task)
+
+    def requeue_lost(self, task: TaskRecord, cause: str, actor: str = "") -> None:
+        """Make another attempt although the present one may still run on its node.
+
+        Until the node says that it has ended, what it holds there is not given to others.
+        """
+        node = self._state.fleet.nodes.get(task.node)
+        if node is not None and task.claim is not None:
+            grace_s = self.spec_of(task).grace_s
+            claim = node.site.books.give_up(task.id, task.attempt)
+            remnant = Remnant(task.id, task.attempt, claim, grace_s)
+            self._scribe.keep_remnants(node, (*node.record.remnants, remnant))
+            order = OrderKill(task=task.id, attempt=task.attempt, grace_s=grace_s)
+            self._scribe.add(SendOrder(node.name, order))
+        self._requeue(task, cause, self._scribe.now, actor)
+
+    def take_end(self, task: TaskRecord, exit_: Exit, at: float) -> None:
+        """End an attempt as its runner says (``at``: UTC seconds), and the task unless it is
+        to be tried again.
+        """
+        event = ending(exit_, kill_asked=bool(task.kill_asked_by))
+        spec = self.spec_of(task)
+        if (
+            event in {TaskEvent.FAILED, TaskEvent.OOM_KILLED}
+            and task.retried < spec.retries
+            and not task.kill_asked_by
+        ):
+            self._try_again(task, exit_, spec)
+        else:
+            self.finish(task, event, exit_, at)
+
+    def _try_again(self, task: TaskRecord, exit_: Exit, spec: TaskSpec) -> None:
+        delay_s = min(_FIRST_DELAY_S * 2**task.retried, _LONGEST_DELAY_S)
+        task.retried += 1
+        left = spec.retries - task.retried
+        cause = (
+            f"attempt {task.attempt} {describe_exit(exit_, spec, '')}; tries again in"
+            f" {delay_s:.0f} s, {left} of {spec.retries} retries left"
+        )
+        self._let_go(task)
+        self._requeue(task, cause, self._scribe.now + delay_s)
+
+    def _requeue(self, task: TaskRecord, cause: str, not_before: float, actor: str = "") -> None:
+        change = Change(self._scribe.now, TaskState.QUEUED, cause, actor, task.attempt, task.node)
+        self._state.tasks_on(task.node).pop(task.id, None)
+        task.state = advance(task.state, TaskEvent.REQUEUED)
+        task.node = NodeName("")
+        task.claim = None
+        task.started_at = 0.0
+        task.not_before = not_before
+        task.reason = cause
+        task.history = (*task.history, change)
+        self._scribe.add(SaveTask(task, self._state.batch_of(task).record))
+        self._state.enqueue(task, self._scribe.now)
+
+    # Ending -------------------------------------------------------------------------
+
+    def finish(self, task: TaskRecord, event: TaskEvent, exit_: Exit, at: float) -> None:
+        """End a task: state, exit, claim, queue; and what waits for it."""
+        state = advance(task.state, event)
+        if state is TaskState.KILLED and exit_.cause in {Cause.SIGNALLED, Cause.EXITED}:
+            exit_ = replace(exit_, cause=Cause.KILLED)
+        task.exit = exit_
+        task.ended_at = at
+        task.reason = describe_exit(exit_, self.spec_of(task), task.kill_asked_by)
+        self.move(task, state, task.reason, task.kill_asked_by if state is TaskState.KILLED else "")
+        self._let_go(task)
+        batch = self._state.drop_task(task)
+        if batch.record.gang and (not task.started_at or exit_.cause is Cause.START_FAILED):
+            why = f"task {task.id} of its gang did not begin"
+            self._bring_down(batch, Exit(Cause.GANG, message=why))
+        if state is not TaskState.COMPLETED:
+            batch.failed += 1
+        if self._state.dependents:
+            self._settle_dependents(task, batch)
+
+    def _let_go(self, task: TaskRecord) -> None:
+        if task.node and task.claim is not None and task.node in self._state.fleet.nodes:
+            self._state.fleet.nodes[task.node].site.books.strike(task.id)
+            self._state.backlog.loosen(task.node)
+            self._scribe.add(NodeChanged(task.node))
+
+    def _settle_dependents(self, task: TaskRecord, batch: LiveBatch) -> None:
+        """Let go, or bring down, the batches that wait for a task that ended and for its batch."""
+        state = self._state
+        if task.state is TaskState.COMPLETED:
+            awaited = [task.id] if batch.live or batch.failed else [task.id, batch.record.id]
+            for name in awaited:
+                for freed in state.release(name):
+                    state.enqueue_batch(freed, self._scribe.now)
+            return
+        why = f"task {task.id}, which it had to wait for, {task.reason}"
+        for name in (task.id, batch.record.id):
+            for fallen in state.abandon(name):
+                self._bring_down(fallen, Exit(Cause.DEPENDENCY, message=why))
+
+    def _bring_down(self, batch: LiveBatch, exit_: Exit) -> None:
+        if not batch.fallen:
+            batch.fallen = True
+            self._fallen.append((batch.record.id, exit_))
+
+    def clear_fallen(self) -> None:
+        """End the tasks that are not to begin any more because of what has just happened."""
+        while self._fallen:
+            batch_id, exit_ = self._fallen.popleft()
+            for task in self._state.live_tasks(batch_id):
+                if task.state is TaskState.QUEUED:
+                    event = ending(exit_, kill_asked=False)
+                    self.finish(task, event, exit_, self._scribe.now)
+                else:
+                    self.ask_end(task, CLUSTER, exit_.message)

@@ -1,0 +1,105 @@
+"""What has to be on the disk before what may go out: the order of the runner's commits.
+
+Knows: which action waits for which commit, and what may share one.
+Does not know: the disk, how long a commit takes, what actions do.
+
+A commit to the disk that survives a power cut (``fdatasync``) costs more than all the rest
+of a short task, so as few as possible are waited for:
+
+- An order is on the disk before its launch is started or the host hears that it was taken.
+  Without that a power cut could make the host give the order again. The same goes for an end
+  the runner decided by itself, such as of a launch that could not be started: nothing but
+  the vault knows of it.
+- The end of a launch that ran is written soon, and told at once. Its backend tells it again
+  after a crash, for it is removed there only when the vault has it as settled.
+- That a launch is settled, and what is forgotten, is written soon. A crash before costs one
+  more report of what the host knows.
+- That an end was asked for, or a time limit reached, is written soon and carried out at once:
+  the task that fills the disk must be one that can be killed. A host that asked asks again,
+  and a deadline follows from the launch's start.
+
+So whatever stands still while the disk is full, it is not what ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kohaku_daemon.core.node.actions import Forget, NodeAction, Remember, RemoveLaunch
+from kohaku_daemon.core.node.records import LaunchRecord
+
+
+@dataclass(slots=True, eq=False)
+class Bundle:
+    """What is committed together, and what goes out once it is."""
+
+    #: Counted from 1.
+    number: int
+    #: As they are when the commit begins.
+    puts: dict[str, LaunchRecord] = field(default_factory=dict)
+    drops: dict[str, None] = field(default_factory=dict)
+    owed: list[NodeAction] = field(default_factory=list)
+    #: Something waits for it, so it must not be put off.
+    is_urgent: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to write."""
+        return not self.puts and not self.drops
+
+
+class Ledger:
+    """Sorts actions by what they wait for. One bundle gathers while another is written."""
+
+    def __init__(self) -> None:
+        #: Gathers.
+        self.open = Bundle(1)
+        #: Is being written.
+        self.under_way: Bundle | None = None
+        #: By launch, the bundle without which nothing may be said of it.
+        self._held: dict[str, Bundle] = {}
+
+    def is_kept(self, key: str) -> bool:
+        """Say whether all that must be on the disk of a launch is there."""
+        return key not in self._held
+
+    def take(self, actions: Sequence[NodeAction]) -> list[NodeAction]:
+        """Take what came of one event; give what may be carried out at once."""
+        free: list[NodeAction] = []
+        for action in actions:
+            match action:
+                case Remember(record, later):
+                    self._put(record, later=later)
+                case Forget(key):
+                    self.open.puts.pop(key, None)
+                    self.open.drops[key] = None
+                case RemoveLaunch():
+                    self.open.owed.append(action)
+                case _:
+                    held = self._held.get(action.key)
+                    (free if held is None else held.owed).append(action)
+        return free
+
+    def close(self) -> Bundle:
+        """Give what is to be written now; what comes from here on goes into the next bundle."""
+        assert self.under_way is None, "one commit at a time"
+        self.under_way = self.open
+        self.open = Bundle(self.under_way.number + 1)
+        return self.under_way
+
+    def finish(self) -> list[NodeAction]:
+        """Take note that the bundle under way is on the disk; give what waited for it."""
+        done = self.under_way
+        assert done is not None, "nothing is being written"
+        self.under_way = None
+        self._held = {key: held for key, held in self._held.items() if held is not done}
+        return done.owed
+
+    def _put(self, record: LaunchRecord, *, later: bool) -> None:
+        key = record.key
+        self.open.drops.pop(key, None)
+        self.open.puts[key] = record
+        if not later:
+            self.open.is_urgent = True
+            self._held[key] = self.open

@@ -1,0 +1,130 @@
+"""What waits for which commit, and what waits for none."""
+
+from __future__ import annotations
+
+import pytest
+
+from kohaku_daemon.core.node.actions import (
+    Forget,
+    KillLaunch,
+    NodeAction,
+    Remember,
+    RemoveLaunch,
+    SendReport,
+    StartLaunch,
+    WatchLaunch,
+)
+from kohaku_daemon.core.node.ledger import Ledger
+from kohaku_daemon.core.node.records import LaunchRecord
+from kohaku_daemon.core.workload import Handle, Launch
+from protocol.ids import BatchId, TaskId
+from protocol.models.task import TaskSpec
+
+HANDLE = Handle(backend="mock")
+
+
+def a_record(task: int = 1) -> LaunchRecord:
+    spec = TaskSpec(command=("true",))
+    launch = Launch(task=TaskId(task), attempt=1, batch=BatchId(1), spec=spec)
+    return LaunchRecord(launch=launch, handle=HANDLE)
+
+
+def an_order(record: LaunchRecord) -> list[NodeAction]:
+    return [Remember(record), SendReport(record.report()), StartLaunch(record.launch, HANDLE)]
+
+
+def an_end(record: LaunchRecord) -> list[NodeAction]:
+    return [Remember(record, later=True), SendReport(record.report())]
+
+
+def a_settling(record: LaunchRecord) -> list[NodeAction]:
+    return [RemoveLaunch(record.launch, HANDLE), Remember(record, later=True)]
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger()
+
+
+def test_a_start_and_its_report_wait_for_their_order_to_be_on_the_disk(ledger: Ledger) -> None:
+    record = a_record()
+    order = an_order(record)
+    assert ledger.take(order) == []
+    assert ledger.open.is_urgent
+    assert not ledger.is_kept("1-1")
+    bundle = ledger.close()
+    assert list(bundle.puts) == ["1-1"]
+    assert not ledger.is_kept("1-1")
+    assert ledger.finish() == order[1:]
+    assert ledger.is_kept("1-1")
+
+
+def test_an_end_is_told_at_once_and_written_with_what_comes_next(ledger: Ledger) -> None:
+    ended = a_record()
+    assert ledger.take(an_end(ended)) == [SendReport(ended.report())]
+    assert not ledger.open.is_urgent
+    ledger.take(an_order(a_record(2)))
+    assert sorted(ledger.close().puts) == ["1-1", "2-1"]
+
+
+def test_nothing_is_removed_before_the_disk_has_it_as_settled(ledger: Ledger) -> None:
+    record = a_record()
+    settling = a_settling(record)
+    assert ledger.take(settling) == []
+    assert not ledger.open.is_urgent
+    ledger.close()
+    assert ledger.finish() == settling[:1]
+
+
+def test_what_ends_is_not_held_up_by_orders_the_disk_does_not_take(ledger: Ledger) -> None:
+    running = a_record(1)
+    ledger.take(an_order(a_record(2)))
+    ledger.close()  # and it never finishes
+    kill = KillLaunch("1-1", HANDLE, 3.0)
+    assert ledger.take([Remember(running, later=True), kill]) == [kill]
+    assert ledger.take(an_end(running)) == [SendReport(running.report())]
+
+
+def test_nothing_is_said_of_a_launch_whose_order_is_on_its_way_to_the_disk(
+    ledger: Ledger,
+) -> None:
+    record = a_record()
+    ledger.take(an_order(record))
+    ledger.close()
+    again = SendReport(record.report())
+    assert ledger.take([again]) == []  # the order came twice
+    assert ledger.finish()[-1] == again
+
+
+def test_what_comes_during_a_commit_waits_for_the_next_one(ledger: Ledger) -> None:
+    first, second = a_record(1), a_record(2)
+    ledger.take(an_order(first))
+    ledger.close()
+    ledger.take(an_order(second))
+    assert ledger.finish() == an_order(first)[1:]
+    assert not ledger.is_kept("2-1")
+    assert list(ledger.close().puts) == ["2-1"]
+    watch = WatchLaunch("2-1", HANDLE)
+    assert ledger.take([watch]) == []
+    assert ledger.finish() == [*an_order(second)[1:], watch]
+
+
+def test_a_launch_written_again_during_its_commit_is_held_until_both_are_done(
+    ledger: Ledger,
+) -> None:
+    record = a_record()
+    ledger.take(an_order(record))
+    ledger.close()
+    ledger.take([Remember(record)])
+    ledger.finish()
+    assert not ledger.is_kept("1-1")
+    ledger.close()
+    ledger.finish()
+    assert ledger.is_kept("1-1")
+
+
+def test_what_is_forgotten_is_not_written(ledger: Ledger) -> None:
+    ledger.take([Remember(a_record(), later=True), Forget("1-1")])
+    bundle = ledger.close()
+    assert (bundle.puts, list(bundle.drops)) == ({}, ["1-1"])
+    assert not bundle.is_empty
