@@ -23,7 +23,7 @@ from protocol.errors import Unavailable
 from protocol.messages.cluster import Event, Status, Topic, Update
 from protocol.messages.hello import Welcome
 from protocol.messages.stream import LogChunk, LogEnd, Source
-from protocol.messages.task import SteerResult, Submitted
+from protocol.messages.task import Retried, SteerResult, Submitted
 from protocol.methods import Method, P, R
 from protocol.models.node import Node
 from protocol.models.task import Explanation, Task, TaskSpec
@@ -114,6 +114,12 @@ class BlockingCluster:
     ) -> Submitted:
         """Submit one task or a batch; see ``Cluster.submit``."""
         return self._run(self._open_cluster.submit(command, **options))
+
+    def retry(
+        self, task: int | None = None, *, batch: int | None = None, request_id: str = ""
+    ) -> Retried:
+        """Try a task or a batch again; see ``Cluster.retry``."""
+        return self._run(self._open_cluster.retry(task, batch=batch, request_id=request_id))
 
     def task(self, task: int) -> Task:
         """Give one task with its history."""

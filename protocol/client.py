@@ -35,6 +35,8 @@ from protocol.messages.stream import LogChunk, LogEnd, LogItem, OpenLogs, Source
 from protocol.messages.task import (
     ListTasks,
     OneTask,
+    Retried,
+    RetryTask,
     SteerResult,
     SteerTasks,
     SubmitTask,
@@ -51,6 +53,7 @@ from protocol.methods import (
     TASK_LOGS,
     TASK_PAUSE,
     TASK_RESUME,
+    TASK_RETRY,
     TASK_SHOW,
     TASK_SUBMIT,
     TASK_WAIT,
@@ -62,7 +65,7 @@ from protocol.methods import (
 from protocol.models.node import Node
 from protocol.models.target import Target, parse_target
 from protocol.models.task import Explanation, Task, TaskSpec, TaskState
-from protocol.units import parse_size
+from protocol.units import parse_duration, parse_size
 
 __all__ = [
     "Cluster",
@@ -104,10 +107,17 @@ class SubmitOptions(TypedDict, total=False):
     priority: int
     backend: str
     grace_s: float
+    #: Seconds, or text such as ``2h``.
+    time_limit: float | str
+    retries: int
+    requeue_on_lost: bool
     #: Such as ``node1`` or ``node1:0:0,1``; one task for each.
     targets: Iterable[str | Target]
     array: int
     rows: Iterable[Mapping[str, str]]
+    #: Tasks and batches that must complete first.
+    after: Iterable[int]
+    gang: bool
     #: Made at random if not given; give one to submit the same thing once across programs.
     request_id: str
 
@@ -249,6 +259,26 @@ class Cluster:
             BadRequest, NoFit, QuotaExceeded, Forbidden: The cluster does not take it.
         """
         return await self.call(TASK_SUBMIT, _make_submission(command, options))
+
+    async def retry(
+        self, task: int | None = None, *, batch: int | None = None, request_id: str = ""
+    ) -> Retried:
+        """Try a task again, or all of a batch that is lost or ended without completing.
+
+        Lost ones get a new attempt; those that ended are made anew, under new ids.
+
+        Raises:
+            Conflict: There is nothing to try again.
+            NotFound: There is no such task or batch.
+        """
+        return await self.call(
+            TASK_RETRY,
+            RetryTask(
+                request_id=request_id or uuid.uuid4().hex,
+                task=None if task is None else TaskId(task),
+                batch=None if batch is None else BatchId(batch),
+            ),
+        )
 
     async def task(self, task: int) -> Task:
         """Give one task with its history.
@@ -618,12 +648,14 @@ def _make_submission(command: Sequence[str] | TaskSpec, options: SubmitOptions) 
         targets=tuple(parse_target(t) if isinstance(t, str) else t for t in targets),
         array=options.get("array", 0),
         rows=tuple(dict(row) for row in options.get("rows", ())),
+        after=tuple(map(TaskId, options.get("after", ()))),
+        gang=options.get("gang", False),
     )
 
 
 def _make_spec(command: Sequence[str] | TaskSpec, options: SubmitOptions) -> TaskSpec:
     if isinstance(command, TaskSpec):
-        double = sorted(set(options) & set(TaskSpec.__struct_fields__))
+        double = sorted(set(options) & {*TaskSpec.__struct_fields__, "time_limit"})
         if double:
             raise BadRequest(f"{', '.join(double)}: given beside a whole TaskSpec")
         return command
@@ -633,6 +665,7 @@ def _make_spec(command: Sequence[str] | TaskSpec, options: SubmitOptions) -> Tas
             hint=f"for a shell line write ['sh', '-c', {command!r}]",
         )
     memory = options.get("memory", 0)
+    time_limit = options.get("time_limit", 0.0)
     return TaskSpec(
         command=tuple(command),
         name=options.get("name", ""),
@@ -645,6 +678,9 @@ def _make_spec(command: Sequence[str] | TaskSpec, options: SubmitOptions) -> Tas
         priority=options.get("priority", 0),
         backend=options.get("backend", ""),
         grace_s=options.get("grace_s", 10.0),
+        time_limit_s=parse_duration(time_limit) if isinstance(time_limit, str) else time_limit,
+        retries=options.get("retries", 0),
+        requeue_on_lost=options.get("requeue_on_lost", False),
     )
 
 

@@ -48,7 +48,7 @@ from protocol.session import (
     Session,
     SessionEvent,
 )
-from protocol.version import CAPABILITIES, PROTOCOL_VERSION
+from protocol.version import CAPABILITIES, OLDEST_VERSION, PROTOCOL_VERSION, agree
 
 #: Port of a host whose address names none.
 DEFAULT_PORT: Final = 8000
@@ -118,6 +118,7 @@ class Connection:
 
         Raises:
             Unavailable: Nobody who speaks this protocol answers there in time.
+            Unsupported: The host and this program know no version of the protocol in common.
             KohakuError: The host refused, such as Unauthenticated.
         """
         url = parse_url(url)
@@ -127,8 +128,9 @@ class Connection:
             async with asyncio.timeout(timeout_s):
                 socket = await _open_socket(http, url + path, MAX_MESSAGE + 1, {})
                 connection = cls(url, http, socket)
-                hello = Hello(PROTOCOL_VERSION, token, agent, CAPABILITIES)
+                hello = Hello(PROTOCOL_VERSION, token, agent, CAPABILITIES, OLDEST_VERSION)
                 connection.welcome = await connection.call(HELLO, hello, timeout_s=timeout_s)
+                _check_version(url, connection.welcome)
         except BaseException as reason:
             await (http.close() if connection is None else connection.close())
             if isinstance(reason, TimeoutError | TimedOut):
@@ -413,6 +415,16 @@ def _make_http() -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None),
     )
+
+
+def _check_version(url: str, welcome: Welcome) -> None:
+    if agree(welcome.version) is None:
+        newer = welcome.version > PROTOCOL_VERSION
+        raise Unsupported(
+            f"{url} wants to speak version {welcome.version} of the protocol; this program "
+            f"speaks {OLDEST_VERSION} to {PROTOCOL_VERSION}",
+            hint="upgrade this program" if newer else "upgrade the host first, then the others",
+        )
 
 
 async def _open_socket(

@@ -67,7 +67,7 @@ def _methods() -> Iterator[str]:
 
 
 def _types() -> Iterator[str]:
-    for kind in _reachable():
+    for kind in reachable():
         yield f"### {kind.__name__}"
         yield ""
         yield inspect.cleandoc(kind.__doc__ or "")
@@ -151,7 +151,7 @@ def _link(kind: type[Any]) -> str:
     return f"[{kind.__name__}](#{kind.__name__.lower()})"
 
 
-def _reachable() -> list[type[Any]]:
+def reachable() -> list[type[Any]]:
     """Give every struct and enum that the table leads to, by name."""
     found: dict[str, type[Any]] = {}
     waiting: list[Any] = [ErrorBody, LogChunk, LogEnd]

@@ -1,8 +1,9 @@
 """Which versions of the protocol may talk.
 
 The rule: a host speaks its own version and the one before it, so that runners and
-clients can be upgraded after the host. Fields are added with defaults and methods are
-only ever added, so within one version nothing needs to be negotiated but capabilities.
+clients can be upgraded after the host. Each side says in ``hello`` what it speaks, and the
+newest that both know is spoken. Fields are added with defaults and methods are only ever
+added, so within one version nothing needs to be negotiated but capabilities.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ OLDEST_VERSION: Final = 1
 CAPABILITIES: Final = ("streams", "watch-resume")
 
 
-def can_talk(version: int) -> bool:
-    """Say whether a peer of ``version`` is understood."""
-    return OLDEST_VERSION <= version <= PROTOCOL_VERSION
+def agree(newest: int, oldest: int = 0) -> int | None:
+    """Give the version that is spoken with a peer: the newest that both know, if there is one.
+
+    The peer speaks all versions from ``oldest`` to ``newest``; without ``oldest`` (0) it is one
+    that only said which it prefers, and it is held to that.
+    """
+    spoken = min(newest, PROTOCOL_VERSION)
+    return spoken if spoken >= max(OLDEST_VERSION, oldest or newest) else None

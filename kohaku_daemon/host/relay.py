@@ -106,7 +106,8 @@ class Relay:
         """
         logs = self._punch(request.headers.get("Authorization", ""))
         vouch(request.transport)
-        async with self._accept(request) as socket:
+        # Pings are answered in ``_read_out``: aiohttp would answer any number of them at once.
+        async with self._accept(request, autoping=False) as socket:
             await self._serve_logs(socket, logs)
         return socket
 
@@ -144,9 +145,15 @@ class Relay:
         await asyncio.gather(*closing)
 
     @asynccontextmanager
-    async def _accept(self, request: web.Request) -> AsyncIterator[web.WebSocketResponse]:
+    async def _accept(
+        self, request: web.Request, *, autoping: bool = True
+    ) -> AsyncIterator[web.WebSocketResponse]:
         socket = web.WebSocketResponse(
-            compress=False, max_msg_size=MAX_DATA_MESSAGE + 1, heartbeat=_PING_S, timeout=1.0
+            compress=False,
+            max_msg_size=MAX_DATA_MESSAGE + 1,
+            heartbeat=_PING_S,
+            timeout=1.0,
+            autoping=autoping,
         )
         await socket.prepare(request)
         self._open.add(socket)
@@ -174,7 +181,7 @@ class Relay:
                 await socket.send_bytes(_encode(LogEnd(0, 0)))  # it never ran: no output
             else:
                 attempt = logs.attempt or record.attempt
-                await self._relay(socket, record.node, attempt, logs)
+                await self._relay(socket, _node_of(record, attempt), attempt, logs)
         except KohakuError as error:
             await socket.send_bytes(_encode(LogEnd(0, 0, 0, (error.code, error.message))))
         except ConnectionError as error:
@@ -224,6 +231,17 @@ class Relay:
             ) from None
 
 
+def _node_of(task: TaskRecord, attempt: int) -> NodeName:
+    """Give the node an attempt was on: history has those of earlier ones."""
+    nodes = (change.node for change in task.history if change.attempt == attempt and change.node)
+    return NodeName(next(nodes, task.node))
+
+
 async def _read_out(socket: web.WebSocketResponse) -> None:
-    async for _ in socket:
-        pass
+    """Read until the client closes, or says what is not for it to say."""
+    async for message in socket:
+        if message.type is WSMsgType.PING:
+            await socket.pong(message.data)
+        elif message.type is not WSMsgType.PONG:
+            return
+        await asyncio.sleep(0)

@@ -57,15 +57,16 @@ async def changes(cluster: Cluster, ids: Sequence[TaskId]) -> AsyncGenerator[Tas
                 return
 
 
-async def wait_started(cluster: Cluster, task: TaskId) -> Task:
+async def wait_started(cluster: Cluster, task: TaskId, *, after: int = 0) -> Task:
     """Give the task once its program has run, or once it is clear that it never will.
 
+    ``after``: the attempt that is known; a later one is waited for.
     Until then a terminal is told where it stands.
     """
     with output.progress() as tell:
         async with aclosing(changes(cluster, [task])) as steps:
             async for seen in steps:
-                if seen.started_at or seen.state.is_over:
+                if (seen.started_at and seen.attempt > after) or seen.state.is_over:
                     return seen
                 where = f" on {seen.node}" if seen.node else f"; why: kohaku task explain {task}"
                 tell(f"waiting for task {task}: {task_state(seen)}{where}")
@@ -211,14 +212,30 @@ async def _meanwhile(job: Coroutine[None, None, None]) -> AsyncIterator[None]:
 
 
 async def _follow_one(cluster: Cluster, task: TaskId) -> Task:
+    told = 0
     async with absence_told(cluster, task):
-        if (seen := await wait_started(cluster, task)).started_at:
-            writer = LogWriter({Source.STDOUT: STDOUT, Source.STDERR: STDERR})
-            try:
-                await write_logs(writer, cluster.logs(task, follow=True))
-            except Unavailable as reason:
-                # Its node may be gone: what became of the task is still to be told.
-                output.note(f"the output of task {task} breaks off: {reason.message}")
+        while True:
+            seen = await wait_started(cluster, task, after=told)
+            # The last one may have ended without running; a quick one may have been missed.
+            begun = max(seen.attempt, told + 1) if seen.started_at else seen.attempt - 1
+            for attempt in range(told + 1, begun + 1):
+                if attempt > 1:
+                    output.note(f"task {task}: attempt {attempt}")
+                await _follow_attempt(cluster, task, attempt)
+            told = max(told, begun)
+            if seen.state.is_over:
+                break
+            if not seen.spec.retries and not seen.spec.requeue_on_lost:
+                break
     if seen.state.is_final:
         return seen
     return (await cluster.wait([task]))[0]
+
+
+async def _follow_attempt(cluster: Cluster, task: TaskId, attempt: int) -> None:
+    writer = LogWriter({Source.STDOUT: STDOUT, Source.STDERR: STDERR})
+    try:
+        await write_logs(writer, cluster.logs(task, follow=True, attempt=attempt))
+    except Unavailable as reason:
+        # Its node may be gone: what became of the task is still to be told.
+        output.note(f"the output of task {task} breaks off: {reason.message}")

@@ -29,6 +29,7 @@ from kohaku_tui.cli import (
     events,
     node,
     output,
+    retry,
     status,
     submit,
     task,
@@ -110,6 +111,7 @@ _task.command("wait")(wait.wait)
 _task.command("kill")(task.kill)
 _task.command("pause")(task.pause)
 _task.command("resume")(task.resume)
+_task.command("retry")(retry.retry)
 app.add_typer(_task, name="task")
 
 _batch: Final = _make_family("Tasks that were submitted together.")

@@ -37,6 +37,7 @@ def _print_status(status: Status) -> None:
     up = age(status.started_at, output.now())
     output.print_facts(
         [
+            *(("problem", Cell(problem, "red")) for problem in status.problems),
             ("cluster", status.cluster),
             ("host", f"version {status.version}, up {up}"),
             ("nodes", nodes),
@@ -44,6 +45,5 @@ def _print_status(status: Status) -> None:
             ("cores", f"{share(held.cores, whole.cores)} claimed" if whole.cores else ""),
             ("memory", f"{size_share(held.memory, whole.memory)} claimed" if whole.memory else ""),
             ("gpus", f"{share(held.gpus, whole.gpus)} claimed" if whole.gpus else ""),
-            *(("problem", Cell(problem, "red")) for problem in status.problems),
         ]
     )

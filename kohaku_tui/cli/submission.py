@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from kohaku_tui.cli.options import parse_pairs, sendable
+from kohaku_tui.cli.options import parse_pairs, sendable, task_ids
 from protocol.errors import BadRequest
 from protocol.messages.task import LARGEST_BATCH, SubmitTask
 from protocol.models.target import parse_target
@@ -49,6 +49,11 @@ class Wish:
     labels: Sequence[str] = ()
     workdir: str = ""
     grace: str = ""
+    after: Sequence[str] = ()
+    gang: bool = False
+    time_limit: str = ""
+    retries: int = 0
+    requeue_on_lost: bool = False
 
 
 def make_request(wish: Wish, environment: Mapping[str, str]) -> SubmitTask:
@@ -89,6 +94,9 @@ def make_request(wish: Wish, environment: Mapping[str, str]) -> SubmitTask:
         priority=sendable("--priority", wish.priority),
         backend=wish.backend,
         grace_s=parse_duration(wish.grace) if wish.grace else TaskSpec(command=()).grace_s,
+        time_limit_s=parse_duration(wish.time_limit) if wish.time_limit else 0.0,
+        retries=sendable("--retries", wish.retries),
+        requeue_on_lost=wish.requeue_on_lost,
     )
     return SubmitTask(
         request_id=wish.request_id,
@@ -96,6 +104,8 @@ def make_request(wish: Wish, environment: Mapping[str, str]) -> SubmitTask:
         targets=tuple(map(parse_target, wish.targets)),
         array=sendable("--array", wish.array or 0),
         rows=read_rows(wish.rows) if wish.rows is not None else (),
+        after=tuple(task_ids(wish.after)),
+        gang=wish.gang,
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from kohaku_tui.cli import output
-from kohaku_tui.cli.complete import complete_nodes
+from kohaku_tui.cli.complete import complete_nodes, complete_tasks
 from kohaku_tui.cli.follow import exit_status, follow_output, note_ends, wait_over
 from kohaku_tui.cli.options import AsJson, OnContext, Timeout
 from kohaku_tui.cli.reach import ask_cluster
@@ -89,6 +89,28 @@ def submit(
             help="Between SIGTERM and SIGKILL when it is killed.",
         ),
     ] = "",
+    time_limit: Annotated[
+        str,
+        typer.Option(
+            "--time-limit",
+            metavar="DURATION",
+            show_default=False,
+            help="Such as 90m or 2h: ended when it has run so long; none is no limit.",
+        ),
+    ] = "",
+    retries: Annotated[
+        int,
+        typer.Option("--retries", metavar="N", min=0, help="New attempts after one that failed."),
+    ] = 0,
+    after: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--after",
+            metavar="ID",
+            autocompletion=complete_tasks,
+            help="Begin when this task or batch has completed; may be repeated.",
+        ),
+    ] = None,
     array: Annotated[
         int | None,
         typer.Option(
@@ -105,6 +127,16 @@ def submit(
         ),
     ] = None,
     *,
+    gang: Annotated[
+        bool, typer.Option("--gang", help="All tasks of the batch begin together, or none.")
+    ] = False,
+    requeue_on_lost: Annotated[
+        bool,
+        typer.Option(
+            "--requeue-on-lost",
+            help="A new attempt elsewhere if its node is lost; the old one may still run there.",
+        ),
+    ] = False,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait for the end; exit with the task's own status.")
     ] = False,
@@ -133,7 +165,8 @@ def submit(
             targets=target or (),
             cores=cores, memory=memory, gpus=gpus, backend=backend, env=env or (), name=name,
             priority=priority, array=array, rows=rows, labels=on or (), workdir=workdir,
-            grace=grace,
+            grace=grace, after=after or (), gang=gang, time_limit=time_limit, retries=retries,
+            requeue_on_lost=requeue_on_lost,
         ),
         os.environ,
     )  # fmt: skip

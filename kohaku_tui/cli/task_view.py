@@ -106,6 +106,9 @@ def task_facts(task: Task, now: float) -> list[tuple[str, str | Cell]]:
         ("ended at", moment(task.ended_at) if task.ended_at else ""),
         ("run time", run_time(task, now) if task.started_at else ""),
         ("target", render_target(task.target) if task.target is not None else ""),
+        ("after", " ".join(map(str, task.after))),
+        ("gang", "begins together with its batch" if task.gang else ""),
+        ("retry of", str(task.retry_of or "")),
         *_spec_facts(task.spec),
         *_claim_facts(task.claim),
     ]
@@ -135,6 +138,9 @@ def _spec_facts(spec: TaskSpec) -> Iterator[tuple[str, str]]:
     yield "priority", str(spec.priority or "")
     yield "backend", spec.backend
     yield "grace", render_duration(spec.grace_s)
+    yield "time limit", render_duration(spec.time_limit_s) if spec.time_limit_s else ""
+    yield "retries", str(spec.retries or "")
+    yield "if lost", "tried again elsewhere" if spec.requeue_on_lost else ""
 
 
 def _claim_facts(claim: Claim | None) -> Iterator[tuple[str, str]]:

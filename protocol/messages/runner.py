@@ -42,6 +42,8 @@ class AttemptState(StrEnum):
     PAUSED = "paused"
     ENDED = "ended"
 
+    __hash__ = str.__hash__  # as of TaskState, for the same reason
+
 
 class AttemptReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The state of one launch. Repeating one changes nothing."""

@@ -137,6 +137,8 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     temperatures: dict[str, float] = msgspec.field(default_factory=dict)
     gpus: tuple[GpuReading, ...] = ()
     tasks: tuple[TaskReading, ...] = ()
+    #: Why the node can take nothing new, such as a full disk, one sentence each.
+    troubles: tuple[str, ...] = ()
 
 
 class Claimed(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -28,6 +28,9 @@ class TaskState(StrEnum):
     #: Its node has been silent longer than its grace. Comes back if the node does.
     LOST = "lost"
 
+    # An enum's own is written in Python, and every look into a table by state asks for it.
+    __hash__ = str.__hash__
+
     @property
     def is_final(self) -> bool:
         """Say whether this state is never left. ``lost`` is not final."""
@@ -183,8 +186,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ended_at: float = 0.0
     #: Somebody has asked for its end and the runner has not confirmed it.
     kill_asked: bool = False
-    #: Tasks and batches that must complete before it begins.
-    after: tuple[int, ...] = ()
+    #: Tasks, and batches by their own ids, that must complete before it begins.
+    after: tuple[TaskId, ...] = ()
     #: All tasks of its batch begin together, or none.
     gang: bool = False
     #: The task it was made from by ``task.retry``; None if it was submitted.

@@ -47,11 +47,14 @@ def check_call(actor: Actor, method: Method[Any, Any]) -> None:
     raise Forbidden(f"{method.name} needs role {method.least}; {actor.user} is {actor.role}")
 
 
+def sees_all(actor: Actor) -> bool:
+    """Say whether an actor may see the contents of everybody's tasks."""
+    return actor.role.reaches(Role.OPERATOR)
+
+
 def may_see_contents(actor: Actor, owner: UserName) -> bool:
     """Say whether an actor may see a task's command, variables and output."""
-    return actor.role.reaches(Role.OPERATOR) or (
-        actor.role.reaches(Role.USER) and actor.user == owner
-    )
+    return sees_all(actor) or (actor.role.reaches(Role.USER) and actor.user == owner)
 
 
 def may_steer(actor: Actor, owner: UserName) -> bool:

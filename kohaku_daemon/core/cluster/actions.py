@@ -2,11 +2,14 @@
 
 The shell first commits every ``Save...`` and document change that came together, and only
 then carries out the rest: nothing is answered, ordered or announced that a crash could undo.
+
+There are several for each task, so they are structs: five times as quick to make as frozen
+dataclasses, and nothing for the garbage collector to walk (they are never part of a cycle).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from kohaku_daemon.core.cluster.records import (
     BatchRecord,
@@ -20,15 +23,13 @@ from protocol.ids import NodeName
 from protocol.messages.runner import Order
 
 
-@dataclass(frozen=True, slots=True)
-class SaveBatch:
+class SaveBatch(msgspec.Struct, frozen=True, gc=False):
     """Store a new batch."""
 
     batch: BatchRecord
 
 
-@dataclass(frozen=True, slots=True)
-class SaveTask:
+class SaveTask(msgspec.Struct, frozen=True, gc=False):
     """Store a task as it is when the commit begins, and show it to those who watch."""
 
     task: TaskRecord
@@ -36,52 +37,45 @@ class SaveTask:
     batch: BatchRecord
 
 
-@dataclass(frozen=True, slots=True)
-class SaveEvent:
+class SaveEvent(msgspec.Struct, frozen=True, gc=False):
     """Store a line of the diary, and show it to those who watch."""
 
     event: EventRecord
 
 
-@dataclass(frozen=True, slots=True)
-class NodeChanged:
+class NodeChanged(msgspec.Struct, frozen=True, gc=False):
     """Show a node to those who watch."""
 
     node: NodeName
 
 
-@dataclass(frozen=True, slots=True)
-class ReadingsChanged:
+class ReadingsChanged(msgspec.Struct, frozen=True, gc=False):
     """Show a node's readings to those who watch."""
 
     node: NodeName
 
 
-@dataclass(frozen=True, slots=True)
-class SendOrder:
+class SendOrder(msgspec.Struct, frozen=True, gc=False):
     """Order something of a runner, if its link is open. Orders of one node keep their order."""
 
     node: NodeName
     order: Order
 
 
-@dataclass(frozen=True, slots=True)
-class CloseLink:
+class CloseLink(msgspec.Struct, frozen=True, gc=False):
     """Close a runner's link."""
 
     node: NodeName
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """Answer the request that was handled."""
 
     value: object
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(msgspec.Struct, frozen=True, gc=False):
     """Answer the request that was handled with an error."""
 
     error: KohakuError

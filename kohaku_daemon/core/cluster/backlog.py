@@ -187,14 +187,15 @@ class Backlog:
         ]
         heapq.heapify(order)
         deep = 0
+        newest: _Lane | None = None
         while order and deep < _DEEPEST_BACKFILL:
             place, number, lane = order[0]
-            present = self._rank(lane)
+            present = place if lane is newest else self._rank(lane)
             if present is not None and present > place:
                 # Its owner has had turns since it was put here.
                 heapq.heapreplace(order, (present, number, lane))
                 continue
-            seats = self._seat(lane, current) if present is not None else []
+            seats = self._seat(lane, present[2], current) if present is not None else []
             for seat in seats:
                 self._leave(seat.task, lane)
                 yield seat
@@ -205,6 +206,7 @@ class Backlog:
                 after = self._rank(lane)
                 if after is not None:
                     heapq.heapreplace(order, (after, number, lane))
+                    newest = lane
                     continue
             heapq.heappop(order)
             deep += current.all_held
@@ -265,9 +267,9 @@ class Backlog:
                 turns += [(task, lane.cost) for task in set(lane.line) if task in self._waiting]
         return sorted(turns)
 
-    def _seat(self, lane: _Lane, current: _Pass) -> list[Seat]:
+    def _seat(self, lane: _Lane, head: TaskId, current: _Pass) -> list[Seat]:
         """Find room for the first of a lane, or keep nodes free for it."""
-        seats = self._find_seats(lane, current)
+        seats = self._find_seats(lane, head, current)
         if seats:
             self._release(lane)
             return seats
@@ -275,7 +277,7 @@ class Backlog:
         self._keep(lane, current)
         return []
 
-    def _find_seats(self, lane: _Lane, current: _Pass) -> list[Seat]:
+    def _find_seats(self, lane: _Lane, head: TaskId, current: _Pass) -> list[Seat]:
         if lane.request is None:
             if lane.asked_at == self._age:
                 return []
@@ -289,11 +291,12 @@ class Backlog:
             ranked = [(rank(lane.request, site), site) for site in able]
             ranked.sort(key=lambda pair: pair[0])
             current.ranked[lane.key] = ranked
-        return self._take_best(lane, lane.request, ranked, current)
+        return self._take_best(lane, head, lane.request, ranked, current)
 
     def _take_best(
         self,
         lane: _Lane,
+        head: TaskId,
         request: Request,
         ranked: list[tuple[tuple[int, float, str], Site]],
         current: _Pass,
@@ -315,8 +318,6 @@ class Backlog:
                 lane.refused.append(site.name)
                 heapq.heappop(ranked)
                 continue
-            head = self._head(lane)
-            assert head is not None, "an empty lane was asked for"
             return [Seat(head, site.name, choose_claim(request, site.books))]
         return []
 

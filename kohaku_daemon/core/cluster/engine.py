@@ -332,7 +332,7 @@ class ClusterEngine:
             self._end_unwanted(node, report, event.ended)
         for task in list(self.state.tasks_on(node.name).values()):
             self._reconcile(node, task, known)
-        self.state.backlog.renew()
+        self._reopen(node)
         if was is not NodeState.ONLINE:
             text = f"{node.name} is online from {event.address}"
             self._scribe.tell("node.online", text, node=node.name)
@@ -350,9 +350,13 @@ class ClusterEngine:
         if report.state is AttemptState.ENDED or node.find_remnant(report) is not None:
             return
         task = self.state.tasks.get(report.task)
-        if task is not None and task.attempt <= report.attempt:
+        if task is not None and _may_go_on(task, node, report):
+            if task.attempt < report.attempt <= task.doubted:
+                text = f"{node.name} has attempt {report.attempt} of task {task.id}, made since"
+                self._scribe.tell("task.overtaken", f"{text} the backup", node=node.name, task=task)
             return
         if task is not None or report.task in ended:
+            node.unwanted.add((report.task, report.attempt))
             order = OrderKill(task=report.task, attempt=report.attempt)
             self._scribe.add(SendOrder(node.name, order))
         else:
@@ -386,6 +390,9 @@ class ClusterEngine:
             if report.state is AttemptState.ENDED:
                 self._clear_remnant(node, remnant)
             return
+        if report.state is AttemptState.ENDED and (report.task, report.attempt) in node.unwanted:
+            node.unwanted.remove((report.task, report.attempt))
+            self._reopen(node)
         task = self.state.tasks.get(report.task)
         if task is None or task.node != node.name or task.attempt != report.attempt:
             return  # of an attempt that is over, or that was never this node's: fenced off
@@ -454,9 +461,7 @@ class ClusterEngine:
         if not node.troubles:
             text = f"{node.name} can take work again"
             self._scribe.tell("node.well", text, node=node.name)
-        node.close_or_open()
-        self.state.backlog.renew()
-        self._scribe.add(NodeChanged(node.name))
+        self._reopen(node)
 
     def _gone(self, event: RunnerGone) -> None:
         node = self.state.fleet.nodes.get(event.node)
@@ -511,6 +516,12 @@ class ClusterEngine:
         order = OrderKill(task=remnant.task, attempt=remnant.attempt, grace_s=remnant.grace_s)
         self._scribe.add(SendOrder(node.name, order))
 
+    def _reopen(self, node: FleetNode) -> None:
+        """Let a node take work or not, as it stands now."""
+        node.close_or_open()
+        self.state.backlog.renew()
+        self._scribe.add(NodeChanged(node.name))
+
     def _clear_remnant(self, node: FleetNode, remnant: Remnant) -> None:
         """An attempt that was given up is known to be dead: others may have what it held."""
         node.site.books.clear_remnant(remnant.task, remnant.attempt)
@@ -521,6 +532,15 @@ class ClusterEngine:
     def _plausible(self, at: float) -> float:
         """Take a runner's word for a time unless its clock is off: never in the future."""
         return min(at, self._scribe.now) if at > 0 else self._scribe.now
+
+
+def _may_go_on(task: TaskRecord, node: FleetNode, report: AttemptReport) -> bool:
+    """Say whether an attempt that runs on a node is the task's present one, or a later one.
+
+    A task that waits again still has the number of the attempt that was given up.
+    """
+    present = report.attempt == task.attempt and task.node == node.name
+    return present or report.attempt > task.attempt
 
 
 def _was_accepted(task: TaskRecord) -> bool:
@@ -538,9 +558,9 @@ def restore_engine(
     """Give a new engine the live tasks of the store, whose nodes it knows already."""
     state, live = engine.state, {task.id: task for task in tasks}
     held = {batch.id: batch for batch in batches}
-    of_live = {task.batch for task in live.values()}
+    under_way: set[int] = {*live, *(task.batch for task in live.values())}
     for batch in held.values():
-        awaits = [name for name in batch.after if name in live or name in of_live]
+        awaits = [name for name in batch.after if name in under_way]
         state.add_batch(live_batch(batch, awaits))
     for node in state.fleet.nodes.values():
         _drop_stale_remnants(node, live)

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from kohaku_daemon.core.cluster.records import JoinTokenRecord, NodeRecord, Remnant
 from kohaku_daemon.core.placement.place import Site
 from protocol.errors import Conflict, NotFound, Unauthenticated
-from protocol.ids import NodeName
+from protocol.ids import NodeName, TaskId
 from protocol.messages.runner import AttemptReport
 from protocol.models.node import Inventory, Node, NodeState, Readings
 
@@ -37,6 +37,9 @@ class FleetNode:
     offline_since: float = 0.0
     seen_at: float = 0.0
     readings: Readings | None = None
+    #: Attempts that run here although the books have given them up: they hold what no claim
+    #: tells of, so the node gets nothing until they have ended, as they are ordered to.
+    unwanted: set[tuple[TaskId, int]] = field(default_factory=set)
 
     @property
     def name(self) -> NodeName:
@@ -66,6 +69,10 @@ class FleetNode:
             self.site.closed = f"the node is {self.state}"
         elif self.record.draining:
             self.site.closed = "the node is draining"
+        elif self.unwanted:
+            count = len(self.unwanted)
+            tasks = f"{count} task{'s' if count > 1 else ''}"
+            self.site.closed = f"the node still runs {tasks} that it was told to end"
         elif self.troubles:
             self.site.closed = f"the node is in trouble: {'; '.join(self.troubles)}"
         else:
@@ -151,6 +158,7 @@ class Fleet:
         node.record = replace(node.record, inventory=inventory)
         node.state = NodeState.ONLINE
         node.seen_at = now
+        node.unwanted.clear()
         # Faults stay until the next heartbeat: a new link repairs no GPU.
         node.site.books.refit(inventory)
         node.close_or_open()

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from kohaku_daemon.core.cluster.actions import NodeChanged, SaveTask, SendOrder
 from kohaku_daemon.core.cluster.records import Remnant, TaskRecord
 from kohaku_daemon.core.cluster.scribe import Scribe
-from kohaku_daemon.core.cluster.state import ClusterState, LiveBatch
+from kohaku_daemon.core.cluster.state import LONGEST_DELAY_S, ClusterState, LiveBatch
 from kohaku_daemon.core.cluster.views import describe_exit
 from kohaku_daemon.core.task.lifecycle import TaskEvent, advance, ending
 from protocol.ids import BatchId, NodeName, TaskId
@@ -28,7 +28,6 @@ CLUSTER: Final = "the cluster"
 #: Seconds before the first retry; doubled with each, up to the longest. What fails at once
 #: must not turn the cluster into a mill.
 _FIRST_DELAY_S: Final = 1.0
-_LONGEST_DELAY_S: Final = 60.0
 
 
 class Moves:
@@ -62,7 +61,7 @@ class Moves:
         self._state.fleet.nodes[node].site.books.enter(task.id, claim)
         task.node = node
         task.claim = claim
-        task.attempt += 1
+        task.attempt = max(task.attempt, task.doubted) + 1
         self._state.tasks_on(node)[task.id] = task
         self.move(task, advance(task.state, TaskEvent.PLACED), "placed")
         self._scribe.add(NodeChanged(node))
@@ -148,8 +147,8 @@ class Moves:
         event = ending(exit_, kill_asked=bool(task.kill_asked_by))
         spec = self.spec_of(task)
         if (
-            event in {TaskEvent.FAILED, TaskEvent.OOM_KILLED}
-            and task.retried < spec.retries
+            task.retried < spec.retries
+            and event in {TaskEvent.FAILED, TaskEvent.OOM_KILLED}
             and not task.kill_asked_by
         ):
             self._try_again(task, exit_, spec)
@@ -157,7 +156,7 @@ class Moves:
             self.finish(task, event, exit_, at)
 
     def _try_again(self, task: TaskRecord, exit_: Exit, spec: TaskSpec) -> None:
-        delay_s = min(_FIRST_DELAY_S * 2**task.retried, _LONGEST_DELAY_S)
+        delay_s = min(_FIRST_DELAY_S * 2**task.retried, LONGEST_DELAY_S)
         task.retried += 1
         left = spec.retries - task.retried
         cause = (

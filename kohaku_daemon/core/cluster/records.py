@@ -36,7 +36,7 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     created_at: float = 0.0
     #: Tasks and batches that must complete first. Those that are not live any more have: had
     #: one ended otherwise, these tasks would have ended in the same commit.
-    after: tuple[int, ...] = ()
+    after: tuple[TaskId, ...] = ()
     gang: bool = False
     #: Of a batch made by a retry: the place of each task in the batch it was made from, whose
     #: size, targets and rows this one has. Empty for all places in order.
@@ -72,6 +72,9 @@ class TaskRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     #: While it waits to be tried again: when it may be placed, UTC seconds.
     not_before: float = 0.0
     retry_of: TaskId | None = None
+    #: After a restore: attempts up to this one may have been made since the backup, by a host
+    #: that knew more. None of these numbers is given again.
+    doubted: int = 0
 
 
 class EventRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

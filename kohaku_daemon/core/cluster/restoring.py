@@ -19,9 +19,9 @@ from msgspec.structs import replace
 from kohaku_daemon.core.cluster.records import NodeRecord, TaskRecord
 from protocol.models.task import Change, TaskState
 
-#: The next attempt is numbered so far above the one in the books. More attempts than these
-#: nobody makes between a backup and its restore: they begin at least seconds apart.
-ATTEMPTS_APART: Final = 100_000
+#: The next attempt is numbered so far above the one in the books. No task has had more attempts
+#: between a backup and its restore: retries end somewhere, and losing a node takes minutes.
+ATTEMPTS_APART: Final = 1000
 
 #: Who did it, in history.
 RESTORER: Final = "kohakud restore"
@@ -29,23 +29,19 @@ RESTORER: Final = "kohakud restore"
 
 def doubt_task(task: TaskRecord, backup: str, now: float) -> TaskRecord:
     """Give a live task as it may be believed; ``backup`` says which one it comes from."""
+    words = f"restored from {backup}"
     match task.state:
         case TaskState.QUEUED:
-            words = f"restored from {backup}; it may have run since"
-            attempt = task.attempt + ATTEMPTS_APART
-            return _note(replace(task, attempt=attempt), words, now)
+            words += "; it may have run since"
         case TaskState.ASSIGNED:
-            words = f"restored from {backup}; its node may have started it since"
-            return _note(replace(task, state=TaskState.PREPARING), words, now)
+            words += "; its node may have started it since"
+            task = replace(task, state=TaskState.PREPARING)
         case _:
-            return _note(task, f"restored from {backup}", now)
+            pass
+    change = Change(now, task.state, words, RESTORER, task.attempt, task.node)
+    return replace(task, doubted=task.attempt + ATTEMPTS_APART, history=(*task.history, change))
 
 
 def doubt_node(node: NodeRecord) -> NodeRecord:
     """Give a node as it may be used: nothing new until somebody undrains it."""
     return replace(node, draining=True)
-
-
-def _note(task: TaskRecord, words: str, now: float) -> TaskRecord:
-    change = Change(now, task.state, words, RESTORER, task.attempt, task.node)
-    return replace(task, history=(*task.history, change))

@@ -22,6 +22,8 @@ from protocol.models.task import TaskState
 #: Ended batches whose request ids are still answered from memory. Older ones are found in
 #: the store; only those not committed yet must be here.
 _REMEMBERED_BATCHES: Final = 1000
+#: Seconds that a task waits at most before it is tried again.
+LONGEST_DELAY_S: Final = 60.0
 
 
 @dataclass(slots=True)
@@ -124,7 +126,7 @@ class ClusterState:
 
     def enqueue(self, task: TaskRecord, now: float) -> None:
         """Let one waiting task into the queue, at once or when its time has come."""
-        if task.not_before > now:
+        if now < task.not_before <= now + LONGEST_DELAY_S:
             heapq.heappush(self.delayed, (task.not_before, task.id))
             return
         batch = self.batch_of(task)
@@ -133,7 +135,8 @@ class ClusterState:
 
     def enqueue_due(self, now: float) -> None:
         """Let those into the queue whose time has come."""
-        while self.delayed and self.delayed[0][0] <= now:
+        # Nothing is due later than that, unless the clock was set back meanwhile.
+        while self.delayed and not now < self.delayed[0][0] <= now + LONGEST_DELAY_S:
             at, task_id = heapq.heappop(self.delayed)
             task = self.tasks.get(task_id)
             if task is not None and task.state is TaskState.QUEUED and task.not_before == at:

@@ -78,8 +78,11 @@ def _cut(command: tuple[str, ...]) -> tuple[str, ...]:
 
 def redact_task(task: Task, actor: Actor) -> Task:
     """Blank what an actor may not see: command, variables, working directory."""
-    if may_see_contents(actor, task.owner):
-        return task
+    return task if may_see_contents(actor, task.owner) else hide_contents(task)
+
+
+def hide_contents(task: Task) -> Task:
+    """Blank a task's command, variables and working directory."""
     spec = replace(task.spec, command=_HIDDEN, env={}, workdir="")
     return replace(task, spec=spec)
 
@@ -170,6 +173,8 @@ def describe(task: TaskRecord, spec: TaskSpec, absence: str = "") -> str:
         case TaskState.PAUSED:
             return f"is held still on {task.node}{asked}"
         case TaskState.LOST:
+            if not absence:
+                return f"ordered again, and not confirmed yet, on {task.node}{kill}"
             return f"{task.node} is away; if it comes back the task is known again{kill}"
         case _:
             return task.reason or (

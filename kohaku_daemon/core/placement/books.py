@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from protocol.ids import TaskId
-from protocol.models.node import Claimed, Gpu, Inventory
+from protocol.models.node import BackendInfo, Claimed, Gpu, Inventory
 from protocol.models.task import Claim
 
 
@@ -32,6 +32,15 @@ class Books:
     free_gpus: set[str] = field(default_factory=set)
     #: Bytes free for pinned claims, by NUMA node.
     free_numa_memory: dict[int, int] = field(default_factory=dict)
+    #: What the inventory has, for placement's inner loops: backends by name, all cores, GPUs in
+    #: service.
+    backends: dict[str, BackendInfo] = field(default_factory=dict)
+    _cores: frozenset[int] = frozenset()
+    _gpus: frozenset[str] = frozenset()
+    #: Sums of what is held.
+    _cores_held: int = 0
+    _memory_held: int = 0
+    _gpus_held: int = 0
     _whole: Books | None = None
     _idle: Books | None = None
 
@@ -41,9 +50,13 @@ class Books:
         self._whole = self._idle = None
         if faults is not None:
             self.faults = dict(faults)
-        self.free_cores = set(inventory.cores)
+        self.backends = {info.name: info for info in inventory.backends}
+        self._cores = frozenset(inventory.cores)
+        self._gpus = frozenset(gpu.uuid for gpu in inventory.gpus) - self.faults.keys()
+        self._cores_held = self._memory_held = self._gpus_held = 0
+        self.free_cores = set(self._cores)
         self.free_memory = inventory.memory
-        self.free_gpus = {gpu.uuid for gpu in inventory.gpus} - set(self.faults)
+        self.free_gpus = set(self._gpus)
         self.free_numa_memory = {numa.number: numa.memory for numa in inventory.numa}
         for claim in self._held():
             self._take(claim)
@@ -94,10 +107,12 @@ class Books:
         yield from self.remnants.values()
 
     def _let_go(self, claim: Claim) -> None:
-        self.free_cores.update(set(claim.cores) & set(self.inventory.cores))
+        self._cores_held -= len(claim.cores)
+        self._memory_held -= claim.memory
+        self._gpus_held -= len(claim.gpus)
+        self.free_cores.update(self._cores.intersection(claim.cores))
         self.free_memory += claim.memory
-        known = {gpu.uuid for gpu in self.inventory.gpus} - set(self.faults)
-        self.free_gpus.update(set(claim.gpus) & known)
+        self.free_gpus.update(self._gpus.intersection(claim.gpus))
         if claim.numa in self.free_numa_memory:
             self.free_numa_memory[claim.numa] += claim.memory
 
@@ -132,9 +147,9 @@ class Books:
         """Sum up what is held."""
         return Claimed(
             tasks=self.places_taken,
-            cores=sum(len(claim.cores) for claim in self._held()),
-            memory=sum(claim.memory for claim in self._held()),
-            gpus=sum(len(claim.gpus) for claim in self._held()),
+            cores=self._cores_held,
+            memory=self._memory_held,
+            gpus=self._gpus_held,
         )
 
     def cores_of_numa(self, number: int) -> frozenset[int]:
@@ -153,8 +168,13 @@ class Books:
         assert not self.free_gpus & set(held_gpus), "a held GPU counts as free"
         held_memory = sum(claim.memory for claim in self._held())
         assert self.free_memory == self.inventory.memory - held_memory, "memory does not add up"
+        sums = (len(held_cores), held_memory, len(held_gpus))
+        assert (self._cores_held, self._memory_held, self._gpus_held) == sums, "a sum is wrong"
 
     def _take(self, claim: Claim) -> None:
+        self._cores_held += len(claim.cores)
+        self._memory_held += claim.memory
+        self._gpus_held += len(claim.gpus)
         self.free_cores.difference_update(claim.cores)
         self.free_memory -= claim.memory
         self.free_gpus.difference_update(claim.gpus)

@@ -35,6 +35,14 @@ def ailment(request: Request, books: Books) -> str:
     return f"backend {backend.name} cannot start tasks: {backend.message}"
 
 
+def suits(request: Request, books: Books, labels: Mapping[str, str]) -> bool:
+    """Say whether ``unsuitable`` and ``ailment`` are empty, without composing them."""
+    backend = _backend(request, books)
+    if backend is None or not backend.healthy:
+        return False
+    return all(labels.get(key) == value for key, value in request.labels)
+
+
 def shortages(request: Request, books: Books, *, of_all: bool = False) -> list[str]:
     """Say what of the request is not free in these books; empty if all is.
 
@@ -103,8 +111,10 @@ def choose_claim(request: Request, books: Books) -> Claim:
 
 
 def _choose_gpus(request: Request, books: Books) -> list[Gpu]:
+    if not request.gpus:
+        return []
     usable = _usable_gpus(request, books)
-    if len(usable) <= request.gpus or not request.gpus:
+    if len(usable) <= request.gpus:
         return usable[: request.gpus]
     by_numa: dict[int | None, list[Gpu]] = {}
     for gpu in usable:
@@ -118,9 +128,9 @@ def _choose_gpus(request: Request, books: Books) -> list[Gpu]:
 
 
 def _choose_cores(request: Request, books: Books, gpus: list[Gpu]) -> tuple[int, ...]:
-    free = _free_cores(request, books)
     if not request.cores:
         return ()
+    free = _free_cores(request, books)
     if len(free) > request.cores and len(books.inventory.numa) > 1:
         near = {gpu.numa for gpu in gpus}
         groups = [
@@ -159,8 +169,7 @@ def _usable_gpus(request: Request, books: Books) -> list[Gpu]:
 
 
 def _backend(request: Request, books: Books) -> BackendInfo | None:
-    name = request.backend or books.inventory.default_backend
-    return next((info for info in books.inventory.backends if info.name == name), None)
+    return books.backends.get(request.backend or books.inventory.default_backend)
 
 
 def _gpu_shortages(request: Request, books: Books, *, of_all: bool) -> list[str]:

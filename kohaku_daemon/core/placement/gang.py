@@ -7,7 +7,8 @@ Does not know: queues; whose turn it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from kohaku_daemon.core.placement.books import Books
 from kohaku_daemon.core.placement.choose import choose_claim, fits
@@ -20,8 +21,7 @@ from protocol.models.task import Claim
 Member = tuple[TaskId, Request]
 
 
-@dataclass(frozen=True, slots=True)
-class Seat:
+class Seat(msgspec.Struct, frozen=True, gc=False):
     """Where one member of a gang goes."""
 
     task: TaskId

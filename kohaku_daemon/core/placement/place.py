@@ -16,6 +16,7 @@ from kohaku_daemon.core.placement.choose import (
     fits,
     missing,
     shortages,
+    suits,
     unsuitable,
 )
 from kohaku_daemon.core.placement.request import Request
@@ -36,12 +37,7 @@ class Site:
 
 def can_take(request: Request, site: Site) -> bool:
     """Say whether a site could start the request this instant."""
-    return (
-        not site.closed
-        and fits(request, site.books)
-        and not unsuitable(request, site.books, site.labels)
-        and not ailment(request, site.books)
-    )
+    return not site.closed and fits(request, site.books) and suits(request, site.books, site.labels)
 
 
 def could_take(request: Request, site: Site) -> bool:
@@ -50,8 +46,7 @@ def could_take(request: Request, site: Site) -> bool:
     """
     return (
         not site.closed
-        and not unsuitable(request, site.books, site.labels)
-        and not ailment(request, site.books)
+        and suits(request, site.books, site.labels)
         and fits(request, site.books.idle())
     )
 

@@ -34,6 +34,8 @@ class TaskEvent(StrEnum):
     #: This attempt is over or given up, and another was asked for.
     REQUEUED = "requeued"
 
+    __hash__ = str.__hash__  # as of TaskState, for the same reason
+
 
 class InvalidTransition(Exception):
     """An event came that the task's state does not allow."""
@@ -102,13 +104,16 @@ TABLE: Final[Mapping[TaskState, Mapping[TaskEvent, TaskState]]] = {
 }
 
 
+_NOWHERE: Final[Mapping[TaskEvent, TaskState]] = {}
+
+
 def advance(state: TaskState, event: TaskEvent) -> TaskState:
     """Give the state that follows.
 
     Raises:
         InvalidTransition: The state has no place for this event.
     """
-    after = TABLE.get(state, {}).get(event)
+    after = TABLE.get(state, _NOWHERE).get(event)
     if after is None:
         raise InvalidTransition(state, event)
     return after

@@ -186,6 +186,9 @@ def a_task(number: int, **changes: Any) -> Task:
         owner=UserName("ada"),
         state=TaskState.RUNNING,
         spec=TaskSpec(command=("true",)),
+        attempt=1,
         started_at=1.0,
     )
+    if changes.get("started_at") == 0.0:
+        changes.setdefault("attempt", 0)
     return msgspec.structs.replace(task, **changes)

@@ -238,7 +238,7 @@ def test_status_puts_the_cluster_on_a_page(host: ScriptedHost, kohaku: Kohaku) -
     assert "tasks    2 running, 10 queued" in out
     assert "cores    12 of 48 claimed" in out
     assert "gpus" not in out
-    assert out.splitlines()[-1] == "problem  node3 is offline"
+    assert out.splitlines()[0] == "problem  node3 is offline"
     assert kohaku().out == out
     assert json.loads(kohaku("status", "--json").out)["claimed"]["cores"] == 12
 

@@ -1,5 +1,7 @@
 """What waits for others, and what begins together or not at all."""
 
+from typing import Any
+
 import pytest
 
 from kohaku_daemon.core.cluster.events import RemoveAsked, Ticked
@@ -21,7 +23,7 @@ def play() -> Playbook:
     return Playbook(a_cluster([a_node("n1")]))
 
 
-def submit(play: Playbook, request_id: str, *, cores: int = 1, **more: object) -> int:
+def submit(play: Playbook, request_id: str, *, cores: int = 1, **more: Any) -> int:
     """Submit, and give the id of the batch."""
     play.tell(a_submission(a_spec(cores=cores), request_id=request_id, **more))
     if play.refusal is not None:

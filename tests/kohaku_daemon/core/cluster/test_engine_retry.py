@@ -250,9 +250,9 @@ def test_what_ended_is_made_anew_with_its_place_and_variables(play: Playbook) ->
     ]
     assert play.states() == ["completed", "failed", "failed", "assigned", "assigned"]
     assert play.task(4).retry_of == play.id(2)
-    first = play.answer
+    first = play.answer.submitted
     ask(play, 1, 2, 3)
-    assert play.answer == Retried(replace(first.submitted, repeated=True))
+    assert play.answer == Retried(replace(first, repeated=True))
 
 
 def test_a_lost_task_gets_another_attempt(play: Playbook) -> None:

@@ -18,17 +18,17 @@ from protocol.models.task import FINAL_STATES, Cause, Exit, TaskState
 README = Path(__file__).parents[4] / "kohaku_daemon/core/README.md"
 
 PICTURE = """
-            placed    accepted   started  paused  completed  failed  killed  oom_killed  missed  requeued
-queued      assigned  -          -        -       -          failed  killed  -           -       -
-assigned    -         preparing  running  paused  completed  failed  killed  oom_killed  lost    queued
-preparing   -         -          running  paused  completed  failed  killed  oom_killed  lost    queued
-running     -         -          -        paused  completed  failed  killed  oom_killed  lost    queued
-paused      -         -          running  -       completed  failed  killed  oom_killed  lost    queued
-lost        -         preparing  running  paused  completed  failed  killed  oom_killed  -       queued
-completed   -         -          -        -       -          -       -       -           -       -
-failed      -         -          -        -       -          -       -       -           -       -
-killed      -         -          -        -       -          -       -       -           -       -
-oom_killed  -         -          -        -       -          -       -       -           -       -
+           placed   accepted  started paused completed failed killed oom_killed missed requeued
+queued     assigned -         -       -      -         failed killed -          -      -
+assigned   -        preparing running paused completed failed killed oom_killed lost   queued
+preparing  -        -         running paused completed failed killed oom_killed lost   queued
+running    -        -         -       paused completed failed killed oom_killed lost   queued
+paused     -        -         running -      completed failed killed oom_killed lost   queued
+lost       -        preparing running paused completed failed killed oom_killed -      queued
+completed  -        -         -       -      -         -      -      -          -      -
+failed     -        -         -       -      -         -      -      -          -      -
+killed     -        -         -       -      -         -      -      -          -      -
+oom_killed -        -         -       -      -         -      -      -          -      -
 """
 
 

@@ -1,0 +1,73 @@
+"""Two runners from one data folder: what the first has run, the second must not run again.
+
+Host and runner engines talk to each other here; a folder is copied between the acceptance of
+an order and its start.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from kohaku_daemon.core.cluster.events import RunnerGone
+from kohaku_daemon.core.node.actions import NodeAction, Remember, StartLaunch
+from kohaku_daemon.core.node.engine import NodeEngine
+from kohaku_daemon.core.node.events import LaunchFound, LaunchStarted, ReportsTaken, StartOrdered
+from kohaku_daemon.core.node.records import LaunchRecord
+from kohaku_daemon.core.workload import Finding, Found, Handle, Launch, Started
+from protocol.ids import NodeName
+from protocol.messages.runner import AttemptState, OrderStart
+from tests.support.builders import a_cluster, a_node, a_submission, an_inventory, registered
+from tests.support.playbook import Playbook, recoded
+
+N1 = NodeName("n1")
+HANDLE, FRESH = (Handle(backend="mock", data={"plan": plan}) for plan in "12")
+
+
+def start_ordered(order: OrderStart) -> StartOrdered:
+    launch = Launch(
+        task=order.task, attempt=order.attempt, batch=order.batch, spec=order.spec,
+        claim=order.claim,
+    )  # fmt: skip
+    return StartOrdered(launch, HANDLE)
+
+
+def vault_of(actions: list[NodeAction]) -> list[LaunchRecord]:
+    return [recoded(action.record) for action in actions if isinstance(action, Remember)]
+
+
+def starts(actions: list[NodeAction]) -> int:
+    return sum(isinstance(action, StartLaunch) for action in actions)
+
+
+def a_copy(play: Playbook) -> tuple[NodeEngine, str]:
+    """Have the original run a task, and give a runner from a copy that knows of no start."""
+    play.tell(a_submission())
+    play.place()
+    (order,) = play.orders
+    assert isinstance(order, OrderStart)
+    original, copy = NodeEngine(), NodeEngine()
+    actions = original.handle(start_ordered(order), play.now)
+    assert starts(actions) == 1
+    key = f"{order.task}-{order.attempt}"
+    copy.recover(vault_of(actions), play.now)
+    original.handle(LaunchStarted(key, Started(started_at=play.now)), play.now)
+    play.hear(1, AttemptState.RUNNING)
+    never = Finding(found=Found.NEVER_STARTED)
+    assert starts(copy.handle(LaunchFound(key, never, FRESH), play.now)) == 0
+    return copy, key
+
+
+def test_a_copy_starts_nothing_before_the_host_has_taken_it_in() -> None:
+    a_copy(Playbook(a_cluster([a_node("n1")])))
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the host takes a runner's word that it never began what it said it ran"
+)
+def test_a_copy_that_comes_when_the_original_is_gone_does_not_repeat_what_that_ran() -> None:
+    play = Playbook(a_cluster([a_node("n1")]))
+    copy, _ = a_copy(play)
+    play.tell(RunnerGone(N1, "the link broke"))
+    lines = play.tell(registered("n1", an_inventory(), attempts=copy.attempts()))
+    if not any(line.startswith("refuse") for line in lines):
+        assert starts(copy.handle(ReportsTaken(copy.attempts()), play.now)) == 0
