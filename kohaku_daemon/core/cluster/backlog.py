@@ -30,6 +30,10 @@ from protocol.ids import BatchId, NodeName, TaskId, UserName
 #: go past a hold can still be placed, and with many shapes asking all would take too long.
 _DEEPEST_BACKFILL: Final = 256
 
+#: Placements of one pass, some 10 ms of work: whoever waits for something else has a turn
+#: before the next. Only a gang may be more.
+_MOST_PLACED: Final = 500
+
 #: What distinguishes one lane from another. A gang has a lane of its own.
 _LaneKey = tuple[Request, UserName, int] | BatchId
 #: Place among the lanes: smaller goes first.
@@ -170,10 +174,24 @@ class Backlog:
         hold = self._held.get(node)
         return hold.task if hold is not None and hold.task in self._waiting else None
 
+    @property
+    def is_settled(self) -> bool:
+        """Say whether nothing has changed since the last pass, and that came to its end."""
+        return not self._changed
+
+    def shapes(self) -> Iterator[tuple[Request | None, int]]:
+        """Give each shape that waits with how many of it do; None stands for a gang."""
+        for lane in self._lanes.values():
+            if lane.length:
+                yield lane.request, lane.length
+
     def place_waiting(
         self, sites: dict[NodeName, Site], now: float, ends_at: EndsAt
     ) -> Iterator[Seat]:
-        """Give placements until nothing more fits. The caller enters each claim before the next."""
+        """Give placements until nothing more fits, or so many that the next pass goes on.
+
+        The caller takes them all, and enters each claim before the next.
+        """
         if not self._changed:
             return
         self._changed = False
@@ -187,8 +205,12 @@ class Backlog:
         ]
         heapq.heapify(order)
         deep = 0
+        placed = 0
         newest: _Lane | None = None
         while order and deep < _DEEPEST_BACKFILL:
+            if placed >= _MOST_PLACED:
+                self._changed = True
+                break
             place, number, lane = order[0]
             present = place if lane is newest else self._rank(lane)
             if present is not None and present > place:
@@ -200,6 +222,7 @@ class Backlog:
                 self._leave(seat.task, lane)
                 yield seat
             if seats:
+                placed += len(seats)
                 self._turns.take(lane.owner, lane.cost)
                 # With its turn gone, nodes may be kept for others than were asked first before.
                 self._age += 1

@@ -43,7 +43,7 @@ class Moves:
     # Placing ------------------------------------------------------------------------
 
     def place_waiting(self) -> None:
-        """Place what fits."""
+        """Place what fits, or a part of it: ``backlog.is_settled`` says whether that was all."""
         state = self._state
         seats = state.backlog.place_waiting(state.fleet.sites, self._scribe.now, self._ends_at)
         for seat in seats:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from kohaku_daemon.core.access.permissions import Actor, may_see_contents
 from kohaku_daemon.core.cluster.records import BatchRecord, TaskRecord
 from kohaku_daemon.core.cluster.state import ClusterState
-from kohaku_daemon.core.placement.place import verdict
+from kohaku_daemon.core.placement.place import candidates, could_take, verdict
 from protocol.ids import BatchId, NodeName, TaskId
 from protocol.messages.cluster import Status
 from protocol.models.node import Claimed, NodeState
@@ -209,6 +209,27 @@ def describe_exit(exit_: Exit, spec: TaskSpec, killed_by: str) -> str:
             return f"ended at its time limit of {render_duration(spec.time_limit_s)}{more}"
         case Cause.DEPENDENCY | Cause.GANG:
             return f"never began{more}"
+
+
+def count_reasons(state: ClusterState) -> Counter[str]:
+    """Count the waiting tasks by what they wait for: ``room``, ``node`` (none that could hold it
+    is in service), ``gang`` (room for all of it), ``after`` (others), ``retry`` (its time).
+    """
+    reasons: Counter[str] = Counter()
+    sites = state.fleet.sites
+    for request, count in state.backlog.shapes():
+        if request is None:
+            reasons["gang"] += count
+        elif any(could_take(request, site) for site in candidates(request, sites)):
+            reasons["room"] += count
+        else:
+            reasons["node"] += count
+    waiting_for_others = {batch for batches in state.dependents.values() for batch in batches}
+    reasons["after"] = sum(state.batches[batch].live for batch in waiting_for_others)
+    reasons["retry"] = sum(
+        task in state.tasks and task not in state.backlog for _, task in state.delayed
+    )
+    return reasons
 
 
 def view_status(

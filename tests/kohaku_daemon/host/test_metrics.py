@@ -7,7 +7,6 @@ from typing import Any
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from kohaku_daemon.host.metrics import CommitTimes
 from protocol.messages.runner import AttemptState
 from protocol.messages.task import SubmitTask
 from protocol.methods import TASK_SUBMIT
@@ -63,15 +62,11 @@ async def test_tasks_nodes_and_commits_are_counted(host: RunningHost) -> None:
     assert samples["kohaku_gpu_used_percent", (("gpu", "GPU-0"), of_node)] == 50
     # The three as submitted with the one placed; then it runs.
     assert samples["kohaku_task_writes_total", ()] == 4
+    assert samples["kohaku_queue_tasks", (("reason", "room"),)] == 2
+    assert samples["kohaku_node_takes_work", (of_node,)] == 1
+    assert samples["kohaku_node_state", (of_node, ("state", "online"))] == 1
+    assert samples["kohaku_node_state", (of_node, ("state", "lost"))] == 0
+    assert samples["kohaku_placement_seconds_count", ()] >= 1
     assert samples["kohaku_commit_seconds_count", ()] >= 3
     assert samples["kohaku_commit_seconds_sum", ()] > 0
 
-
-def test_commit_times_are_counted_cumulatively() -> None:
-    commits = CommitTimes()
-    for seconds in (0.0005, 0.003, 0.003, 60.0):
-        commits.observe(seconds, 2)
-    counts = dict(commits.buckets())
-    assert (counts["0.001"], counts["0.002"], counts["0.005"]) == (1, 1, 3)
-    assert (counts["5.0"], counts["+Inf"]) == (3, 4)
-    assert (commits.tasks, commits.total_s) == (8, 60.0065)

@@ -2,10 +2,11 @@
 
 import pytest
 
-from kohaku_daemon.core.cluster.events import RunnerBeat, RunnerGone, Verb
+from kohaku_daemon.core.cluster.events import RunnerBeat, RunnerGone, RunnerReported, Verb
 from kohaku_daemon.core.cluster.records import TaskRecord
 from kohaku_daemon.core.cluster.views import (
     brief_task,
+    count_reasons,
     describe,
     describe_exit,
     explain_task,
@@ -243,3 +244,22 @@ def test_steering_shows_up_in_the_history() -> None:
     play.steer(Verb.KILL, 1)
     change = play.task(1).history[-1]
     assert (change.cause, change.actor, change.state) == ("end asked for", "ada", "running")
+
+
+def test_waiting_tasks_are_counted_by_what_they_wait_for() -> None:
+    play = Playbook(a_cluster([a_node("n1"), a_node("n2", draining=True)]))
+    first = a_submission(a_spec(cores=4))
+    play.run(first)
+    play.tell(a_submission(a_spec(cores=4), request_id="request-2", array=2))
+    play.tell(a_submission(a_spec(), request_id="request-3", targets=["n2"]))
+    play.tell(a_submission(a_spec(), request_id="request-4", after=(play.id(1),), array=3))
+    play.tell(a_submission(a_spec(), request_id="request-5", gang=True, array=4))
+    play.run(a_submission(a_spec(cores=0, retries=1), request_id="request-6"))
+    play.place()
+    last = max(play.kept.tasks)
+    node = play.kept.tasks[last].node
+    failed = play.report(last, AttemptState.ENDED, exit_=Exit(Cause.EXITED, code=1))
+    play.tell(RunnerReported(node, (failed,)))
+    assert count_reasons(play.engine.state) == {
+        "room": 2, "node": 1, "after": 3, "gang": 4, "retry": 1,
+    }  # fmt: skip
