@@ -40,6 +40,12 @@ def main(argv: Sequence[str]) -> int:
     except KohakuError as error:
         say(f"kohakud: {error.message}" + (f"\n  {error.hint}" if error.hint else ""))
         return 2 if isinstance(error, BadRequest) else 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # A disk that is full, read-only or gone, under one of the small files of a home.
+        say(f"kohakud: cannot use {error.filename}: {error.strerror}")
+        return 1
     except KeyboardInterrupt:
         return 130
 
@@ -108,6 +114,23 @@ def _check(arguments: argparse.Namespace) -> int:
     from kohaku_daemon.local.check import check
 
     return check(as_json=arguments.json)
+
+
+def _backup(arguments: argparse.Namespace) -> int:
+    from kohaku_daemon.local.backup import backup
+
+    return backup(arguments.target, _given(arguments, "data"), config=arguments.config)
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    from kohaku_daemon.local.restore import restore
+
+    return restore(
+        arguments.file,
+        _given(arguments, "data"),
+        config=arguments.config,
+        resume=arguments.resume,
+    )
 
 
 # --- the command line -----------------------------------------------------------------------
@@ -197,6 +220,21 @@ def _parser() -> argparse.ArgumentParser:
 
     check = _add(commands, "check", _check, "Say what this machine can do, and what it lacks.")
     check.add_argument("--json", action="store_true", help="one JSON document")
+
+    backup = _add(commands, "backup", _backup, "Save the host of this machine in one file.")
+    backup.add_argument(
+        "target", nargs="?", metavar="FILE|FOLDER", type=Path,
+        help="a new file, or a folder for it; by default the present folder",
+    )  # fmt: skip
+    _add_place_flags(backup)
+
+    restore = _add(commands, "restore", _restore, "Bring a host back from a backup.")
+    restore.add_argument("file", metavar="FILE", type=Path, help="from kohakud backup")
+    _add_place_flags(restore)
+    restore.add_argument(
+        "--resume", action="store_true",
+        help="launch at once what waited: the host was stopped before the backup, and since",
+    )  # fmt: skip
     return parser
 
 
@@ -210,9 +248,13 @@ def _add(
     return parser
 
 
-def _add_daemon_flags(parser: argparse.ArgumentParser) -> None:
+def _add_place_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", type=Path, help="settings; see kohakud init")
     parser.add_argument("--data", metavar="FOLDER", help="everything it keeps")
+
+
+def _add_daemon_flags(parser: argparse.ArgumentParser) -> None:
+    _add_place_flags(parser)
     parser.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error")
     parser.add_argument(
         "--insecure-plaintext", action="store_true", default=None,

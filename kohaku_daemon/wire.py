@@ -1,7 +1,7 @@
 """The accepting side of a control connection: an aiohttp request in, calls to a responder out.
 
-Knows: handshake, limits, one job for each call, exactly one reply for each call, what of an
-error may be told.
+Knows: handshake, limits, one job for each call and its turn on the event loop, exactly one
+reply for each call, what of an error may be told.
 Does not know: what methods do, who may call them. A ``Responder`` does.
 """
 
@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
+from time import perf_counter, thread_time
 from typing import Any, Final, Protocol
 
 import msgspec
 from aiohttp import web
 
+from kohaku_daemon.turns import Purse, Turns
 from protocol.carrier import Carrier
 from protocol.errors import BadRequest, Internal, KohakuError, TooLarge, Unavailable
 from protocol.framing import MAX_MESSAGE, decode_value
@@ -61,8 +63,8 @@ class ItemSink:
             else:
                 await self._served._carrier.wait_room()
 
-    async def send(self, item: msgspec.Struct) -> None:
-        """Send one item as soon as the peer takes one.
+    async def send(self, item: msgspec.Struct | msgspec.Raw) -> None:
+        """Send one item, written already or not, as soon as the peer takes one.
 
         Raises:
             TooLarge: The item does not fit a message; the stream goes on without it.
@@ -107,7 +109,9 @@ class Served:
         door: Door = Door.CLIENT,
         keep_alive_s: float = KEEP_ALIVE_S,
         hello_timeout_s: float = HELLO_TIMEOUT_S,
+        turns: Turns | None = None,
     ) -> None:
+        """``turns`` is the queue that all connections of a daemon share."""
         self._request = request
         self._responder = responder
         self._door = door
@@ -117,14 +121,26 @@ class Served:
             keep_alive_s=keep_alive_s,
             hello_timeout_s=hello_timeout_s,
         )
+        # aiohttp would answer all pings it has before anybody else has a turn: the carrier does.
         self._socket = web.WebSocketResponse(
-            compress=False, max_msg_size=MAX_MESSAGE + 1, timeout=1.0
+            compress=False, max_msg_size=MAX_MESSAGE + 1, timeout=1.0, autoping=False
         )
         self._carrier = Carrier(
-            self._socket, self._session, self._take, holds_back=True, abort=self._abort
+            self._socket,
+            self._session,
+            self._take,
+            holds_back=True,
+            abort=self._abort,
+            pause=self._pause,
+            is_eager=lambda: self.purse.is_empty(perf_counter()),
         )
-        self._jobs: dict[int, asyncio.Task[msgspec.Struct]] = {}
+        self._jobs: dict[int, asyncio.Task[None]] = {}
         self._sinks: dict[int, ItemSink] = {}
+        self._turns = turns or Turns()
+        #: What pays for the calls: the connection's own, until the responder says whose.
+        self.purse = Purse()
+        #: Seconds that it took to make out what the last call wants.
+        self._taken_s = 0.0
         #: Address of the peer, as seen by the kernel.
         self.address: str = request.remote or ""
         #: Who calls; a free slot for the responder, which fills it when it answers hello.
@@ -148,7 +164,7 @@ class Served:
         Raises:
             HTTPException: The request is no WebSocket upgrade, or comes from a foreign web page.
         """
-        _refuse_foreign_origin(self._request)
+        refuse_foreign_origin(self._request)
         await self._socket.prepare(self._request)
         try:
             ended = await self._carrier.run()
@@ -168,6 +184,9 @@ class Served:
 
     # -- What comes in ----------------------------------------------------------------
 
+    async def _pause(self) -> None:
+        await self._turns.rest(self.purse, self._carrier, self._taken_s)
+
     def _take(self, event: SessionEvent) -> None:
         match event:
             case Called():
@@ -182,16 +201,23 @@ class Served:
 
     def _take_call(self, called: Called) -> None:
         number = called.id
+        began, spent_before = perf_counter(), thread_time()
         try:
             work = self._begin(called)
         except KohakuError as error:
             self._session.fail(number, error)
             return
-        job = asyncio.get_running_loop().create_task(work, name=called.method)
+        finally:
+            self._taken_s = thread_time() - spent_before
+            self.purse.spend(self._taken_s, began, perf_counter())
+        response = self._respond(number, called.method, work)
+        steps = self._turns.run(response, self.purse, self)
+        job = asyncio.get_running_loop().create_task(steps, name=called.method)
         self._jobs[number] = job
         job.add_done_callback(partial(self._answer, number, called.method))
+        job.add_done_callback(partial(_close, response, work))
 
-    def _begin(self, called: Called) -> Any:
+    def _begin(self, called: Called) -> Coroutine[Any, Any, Any]:
         """Give the coroutine that answers a call."""
         method = METHODS.get(called.method)
         if method is not None and method.door not in (self._door, Door.BOTH):
@@ -217,17 +243,27 @@ class Served:
 
     # -- What goes out ----------------------------------------------------------------
 
-    def _answer(self, number: int, method: str, job: asyncio.Task[msgspec.Struct]) -> None:
-        """Give the one reply that is owed, however the job ended."""
-        del self._jobs[number]
-        self._sinks.pop(number, None)
+    async def _respond(
+        self, number: int, method: str, work: Coroutine[Any, Any, msgspec.Struct]
+    ) -> None:
+        """Work and answer in one: the answer may be large, and to encode it is work too."""
+        result = await work
+        self._forget(number)
+        self._reply(number, method, result)
+
+    def _answer(self, number: int, method: str, job: asyncio.Task[None]) -> None:
+        """Give the one reply that is owed, if the job ended without, and have it sent."""
         if job.cancelled():
+            self._forget(number)
             self._session.fail(number, Unavailable(f"{method} was cancelled"))
         elif (reason := job.exception()) is not None:
+            self._forget(number)
             self._session.fail(number, self._explain(reason, method))
-        else:
-            self._reply(number, method, job.result())
         self._carrier.flush()
+
+    def _forget(self, number: int) -> None:
+        del self._jobs[number]
+        self._sinks.pop(number, None)
 
     def _reply(self, number: int, method: str, result: msgspec.Struct) -> None:
         try:
@@ -264,10 +300,19 @@ class Served:
                 _log.error("%s does not end though its connection is closed", job.get_name())
 
 
-def _refuse_foreign_origin(request: web.Request) -> None:
+def _close(*work: Any) -> None:
+    """Close coroutines of a job that was cancelled before it began them; all others are over."""
+    for coroutine in work[:-1]:
+        coroutine.close()
+
+
+def refuse_foreign_origin(request: web.Request) -> None:
     """Refuse web pages of other sites: a browser would lend them its place in the network.
 
     Programs send no Origin (RFC 6455 section 10.2; CWE-1385).
+
+    Raises:
+        HTTPForbidden: It has an Origin that is not the host's own.
     """
     origin = request.headers.get("Origin")
     if origin is not None and origin.partition("://")[2] != request.host:

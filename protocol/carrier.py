@@ -24,6 +24,8 @@ WRITE_TIMEOUT_S: Final = 30.0
 #: read of 256 KiB may hold 30,000 small ones, and taking them all at once was measured to stop
 #: the loop for 150 ms.
 TURN: Final = 16
+#: Seconds in which messages are taken before it. Some are large.
+TURN_S: Final = 0.001
 #: Seconds that last words (the error that answers a refused hello) and the close may take.
 FAREWELL_S: Final = 2.0
 
@@ -136,10 +138,11 @@ class Carrier:
         return ended
 
     async def _read(self) -> None:
-        left = TURN
+        left, busy_s = TURN, 0.0
         while True:
             try:
                 message = await self._socket.receive()
+                began = self._loop.time()
                 events = await self._take(message)
             except (OSError, RuntimeError, TimeoutError) as reason:
                 self._break(str(reason) or type(reason).__name__)
@@ -147,14 +150,15 @@ class Carrier:
             if events is None:
                 return
             self._hand_on(events)
+            busy_s += self._loop.time() - began
             if self._holds_back and not self._room.is_set():
                 # Its own calls make what it does not read: take no more until it does.
                 await self._room.wait()
             is_call = any(isinstance(event, Called) for event in events)
             left -= TURN if is_call and self._is_eager() else 1
-            if left <= 0:
+            if left <= 0 or busy_s > TURN_S:
                 # What has arrived already is given out without a wait, however much it is.
-                left = TURN
+                left, busy_s = TURN, 0.0
                 await self._pause()
 
     async def _take(self, message: Any) -> list[SessionEvent] | None:

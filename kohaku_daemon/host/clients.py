@@ -13,12 +13,14 @@ from kohaku_daemon.host.guard import vouch
 from kohaku_daemon.host.handlers.calls import CALLS
 from kohaku_daemon.host.handlers.watch import watch
 from kohaku_daemon.host.parts import Call, Parts
+from kohaku_daemon.turns import Purse
 from kohaku_daemon.wire import ItemSink, Served
 from protocol.errors import Forbidden, Unauthenticated, Unsupported
+from protocol.ids import UserName
 from protocol.messages.cluster import Watch
 from protocol.messages.hello import Hello, Welcome
 from protocol.methods import Method, StreamingMethod
-from protocol.version import CAPABILITIES, OLDEST_VERSION, PROTOCOL_VERSION, can_talk
+from protocol.version import CAPABILITIES, OLDEST_VERSION, PROTOCOL_VERSION, agree
 
 
 class ClientDoor:
@@ -26,6 +28,8 @@ class ClientDoor:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        #: One for all connections of somebody: opening more of them buys no more of the host.
+        self._purses: dict[UserName, Purse] = {}
 
     async def hello(self, served: Served, params: Hello) -> Welcome:
         """Let somebody in. A stranger may come in, and be refused everything but the health."""
@@ -33,6 +37,7 @@ class ClientDoor:
         served.actor = actor
         served.admit = partial(self._admit, actor)
         if actor is not STRANGER:
+            served.purse = self._purses.setdefault(actor.user, Purse())
             vouch(served.transport)
         return welcome(self._parts, params, actor)
 
@@ -84,15 +89,17 @@ def welcome(parts: Parts, hello: Hello, actor: Actor) -> Welcome:
     Raises:
         Unsupported: The peer's version of the protocol is too old or too new.
     """
-    if not can_talk(hello.version):
+    spoken = agree(hello.version, hello.oldest)
+    if spoken is None:
         older = hello.version < OLDEST_VERSION
         raise Unsupported(
             f"protocol version {hello.version} is not spoken here; "
             f"this host speaks {OLDEST_VERSION} to {PROTOCOL_VERSION}",
             hint="upgrade this program" if older else "upgrade the host first, then the others",
+            details={"oldest": OLDEST_VERSION, "newest": PROTOCOL_VERSION},
         )
     return Welcome(
-        version=min(hello.version, PROTOCOL_VERSION),
+        version=spoken,
         cluster=parts.state.cluster,
         role=actor.role,
         user=actor.user,

@@ -23,9 +23,10 @@ from kohaku_daemon.core.cluster.state import ClusterState
 from kohaku_daemon.host.config import HostConfig
 from kohaku_daemon.host.gate import Gate
 from kohaku_daemon.host.guard import Census
+from kohaku_daemon.host.lately import LATELY_S, Lately
 from kohaku_daemon.host.links import Links
 from kohaku_daemon.host.loop import HostLoop
-from kohaku_daemon.host.metrics import CommitTimes
+from kohaku_daemon.host.meters import Meters
 from kohaku_daemon.host.parts import Parts
 from kohaku_daemon.host.refusals import Refusals
 from kohaku_daemon.host.relay import Relay
@@ -35,11 +36,12 @@ from kohaku_daemon.host.waiting import WaitingRoom
 from kohaku_daemon.host.web import HTTP_LOG, listen, make_app
 from kohaku_daemon.host.world import Outside
 from kohaku_daemon.store.documents import Documents
+from kohaku_daemon.store.pair import open_pair, reading_records
 from kohaku_daemon.store.tasks import TaskStore
 from protocol.errors import Unavailable
 from protocol.ids import UserName
 from protocol.models.access import Role
-from protocol.snowflake import SnowflakeSource
+from protocol.snowflake import INSTANCES, SnowflakeSource
 
 _log = logging.getLogger(__name__)
 
@@ -62,15 +64,16 @@ async def run_host(
     config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     ids = SnowflakeSource(0)
     ((cluster_id, _),) = ids.take(1, clock.now())
-    documents = Documents.open(config.data / "cluster.json", new_cluster=str(cluster_id))
-    store = TaskStore.open(
-        config.data / "tasks.sqlite",
+    documents, store = open_pair(
+        config.data,
+        new_cluster=str(cluster_id),
         synchronous="FULL" if config.synchronous == "full" else "NORMAL",
     )
     try:
-        commits = CommitTimes()
-        parts = _make_parts(config, clock, documents, store, commits)
-        await _serve(parts, commits, stop, on_ready)
+        meters = Meters()
+        with reading_records(config.data):
+            parts = _make_parts(config, clock, documents, store, meters)
+        await _serve(parts, meters, stop, on_ready)
     finally:
         store.close()
 
@@ -89,7 +92,7 @@ def _make_parts(
     clock: Clock,
     documents: Documents,
     store: TaskStore,
-    commits: CommitTimes,
+    meters: Meters,
 ) -> Parts:
     now = clock.now()
     _ensure_admin(documents, config.data / ADMIN_TOKEN_FILE, now)
@@ -98,19 +101,21 @@ def _make_parts(
     state.fleet.load(book.nodes.values(), now)
     engine = ClusterEngine(
         state,
-        SnowflakeSource(0, store.highest_id()),
+        # Of another instance after a restore: ids given since the backup are not given again.
+        SnowflakeSource(book.epoch % INSTANCES, store.highest_id()),
         last_event=store.last_event_id(),
         heartbeat_s=config.heartbeat_s,
         lost_after_s=config.lost_after_s,
     )
     live = list(store.live_tasks())
-    restore_engine(engine, store.batches({task.batch for task in live}).values(), live)
+    restore_engine(engine, store.batches({task.batch for task in live}).values(), live, now)
     hub = Hub(secrets.token_hex(8))
     links = Links()
     waiting = WaitingRoom()
+    lately = Lately(store.ends_since(now - LATELY_S))
     refusals = Refusals(clock.monotonic)
-    world = Outside(state, links, hub, waiting)
-    loop = HostLoop(engine, store, documents, world, clock, on_commit=commits.observe)
+    world = Outside(state, links, hub, waiting, lately)
+    loop = HostLoop(engine, store, documents, world, clock, meters=meters)
     return Parts(
         config=config,
         clock=clock,
@@ -119,6 +124,7 @@ def _make_parts(
         loop=loop,
         hub=hub,
         waiting=waiting,
+        lately=lately,
         links=links,
         gate=Gate(state, book.tokens.values(), clock, refusals),
         relay=Relay(state, store, links, waiting, clock, loop),
@@ -128,11 +134,11 @@ def _make_parts(
 
 
 async def _serve(
-    parts: Parts, commits: CommitTimes, stop: asyncio.Event, on_ready: Callable[[str], None]
+    parts: Parts, meters: Meters, stop: asyncio.Event, on_ready: Callable[[str], None]
 ) -> None:
     config = parts.config
     runner = web.AppRunner(
-        make_app(parts, commits), access_log=None, shutdown_timeout=_FAREWELL_S, logger=HTTP_LOG
+        make_app(parts, meters), access_log=None, shutdown_timeout=_FAREWELL_S, logger=HTTP_LOG
     )
     await runner.setup()
     try:
@@ -170,7 +176,7 @@ async def _serve(
 async def _tick(parts: Parts) -> None:
     while True:
         await asyncio.sleep(_TICK_S)
-        parts.loop.tell(Ticked())
+        parts.loop.tell(Ticked(parts.clock.monotonic()))
 
 
 def _ensure_admin(documents: Documents, path: Path, now: float) -> None:

@@ -1,12 +1,13 @@
-"""What stands before aiohttp on every connection: a deadline for headers, a cap on strangers.
+"""What stands before aiohttp on every connection: a deadline for headers, bounds for strangers.
 
 aiohttp's server keeps a silent or half-spoken connection for ever (measured with 3.14) and
 counts none. Only asyncio's public protocol interface is used, so it survives upgrades.
 
-Everybody is a stranger at first, and an address may hold so many connections of strangers.
-Whoever shows a token, a credential or a ticket is vouched for by the door that knows it, and
-counts no more: one machine may run any number of tools, whatever its neighbours behind the
-same address do. Who has a token is let alone: it is known who it is, and it can be revoked.
+Everybody is a stranger at first: an address may hold so many connections of strangers, and
+each may say so much. Whoever shows a token, a credential or a ticket is vouched for by the
+door that knows it, and counts no more: one machine may run any number of tools, whatever its
+neighbours behind the same address do. Who has a token is let alone: it is known who it is,
+and it can be revoked.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from ipaddress import IPv6Address
 from typing import Final, cast
 
 from kohaku_daemon.host.refusals import Refusals
@@ -21,8 +23,24 @@ from protocol.errors import Unavailable
 
 #: Seconds for the whole request header. Nomad gives a handshake 5 s; a slow line gets more.
 HEADER_DEADLINE_S: Final = 10.0
+#: Bytes a stranger may send in all. A request, a hello and a join are a few KiB; without a
+#: bound 256 connections that each hold back the last byte of a large message are 64 MiB.
+MOST_OF_STRANGERS: Final = 64 * 1024
 #: aiohttp refuses larger headers itself; this bounds what is looked through for their end.
 _END_OF_HEADER: Final = b"\r\n\r\n"
+
+
+def household(address: str) -> str:
+    """Give what is counted as one address: of IPv6 the network of 64 bits.
+
+    Every machine there may take as many addresses as it likes (RFC 4291 section 2.5.4).
+    """
+    if ":" not in address:
+        return address
+    whole = IPv6Address(address.partition("%")[0])
+    if whole.ipv4_mapped is not None:
+        return str(whole.ipv4_mapped)
+    return f"{IPv6Address(int(whole) >> 64 << 64)}/64"
 
 
 class Census:
@@ -42,6 +60,11 @@ class Census:
         self._open[address] += 1
         return True
 
+    def tell_talker(self, address: str) -> None:
+        """Tell the log that a stranger said too much."""
+        why = f"more than {MOST_OF_STRANGERS} bytes came before a token"
+        self._refusals.note(address, "a stranger's flood", Unavailable(why))
+
     def leave(self, address: str) -> None:
         """Count a connection no more."""
         self._open[address] -= 1
@@ -58,20 +81,23 @@ class GuardedConnection(asyncio.Protocol):
         self._inner: asyncio.Protocol | None = None
         self._address = ""
         self._counted = False
+        #: Bytes that may still come while nobody has vouched for it.
+        self._allowed = MOST_OF_STRANGERS
+        self._abort: Callable[[], None] = _nothing
         self._tail = b""
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Let a connection in, or drop it."""
         peer = transport.get_extra_info("peername")
-        self._address = peer[0] if peer else ""
+        self._address = household(peer[0]) if peer else ""
+        self._abort = cast("asyncio.Transport", transport).abort
         self._counted = self._census.enter(self._address)
         if not self._counted:
-            cast("asyncio.Transport", transport).abort()
+            self._abort()
             return
         loop = asyncio.get_running_loop()
-        abort = cast("asyncio.Transport", transport).abort
-        self._deadline = loop.call_later(HEADER_DEADLINE_S, abort)
+        self._deadline = loop.call_later(HEADER_DEADLINE_S, self._abort)
         self._inner = self._make_inner()
         self._inner.connection_made(transport)
 
@@ -93,6 +119,12 @@ class GuardedConnection(asyncio.Protocol):
         """Pass bytes on; the end of the header ends the deadline."""
         if self._inner is None:
             return
+        if self._counted:
+            self._allowed -= len(data)
+            if self._allowed < 0:
+                self._census.tell_talker(self._address)
+                self._abort()
+                return
         if self._deadline is not None:
             seen = self._tail + data
             if _END_OF_HEADER in seen:
@@ -116,6 +148,10 @@ class GuardedConnection(asyncio.Protocol):
         """Pass it on."""
         if self._inner is not None:
             self._inner.resume_writing()
+
+
+def _nothing() -> None:
+    pass
 
 
 def vouch(transport: asyncio.BaseTransport | None) -> None:

@@ -16,7 +16,7 @@ import msgspec
 
 from kohaku_daemon.wire import ItemSink, Served
 from protocol.ids import NodeName
-from protocol.messages.runner import Order, Orders
+from protocol.messages.runner import Order
 
 #: Orders in one group, and bytes of a group of more than one: it has to fit into a frame of
 #: 256 KiB, and is small enough that a link is not busy with it for long.
@@ -24,6 +24,12 @@ _GROUP: Final = 128
 _GROUP_BYTES: Final = 64 * 1024
 
 _encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class _WrittenOrders(msgspec.Struct):
+    """An ``Orders`` whose orders are written already."""
+
+    orders: list[msgspec.Raw]
 
 
 @dataclass(slots=True, eq=False)
@@ -49,18 +55,20 @@ class RunnerLink:
         while True:
             await self._more.wait()
             await sink.ready()
-            await sink.send(Orders(tuple(self._take_group())))
+            await sink.send(_WrittenOrders(self._take_group()))
             if not self._orders:
                 self._more.clear()
 
-    def _take_group(self) -> list[Order]:
-        group: list[Order] = []
+    def _take_group(self) -> list[msgspec.Raw]:
+        group: list[msgspec.Raw] = []
         left = _GROUP_BYTES
         while self._orders and len(group) < _GROUP:
-            left -= len(_encode(self._orders[0]))
+            written = _encode(self._orders[0])
+            left -= len(written)
             if group and left < 0:
                 break
-            group.append(self._orders.popleft())
+            self._orders.popleft()
+            group.append(msgspec.Raw(written))
         return group
 
 

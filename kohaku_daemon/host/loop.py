@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar, cast
@@ -27,7 +27,12 @@ from kohaku_daemon.core.cluster.actions import (
     SendOrder,
 )
 from kohaku_daemon.core.cluster.engine import ClusterEngine
-from kohaku_daemon.core.cluster.events import ClusterEvent, PlacementDue
+from kohaku_daemon.core.cluster.events import (
+    ClusterEvent,
+    PlacementDue,
+    StoreFailing,
+    StoreWell,
+)
 from kohaku_daemon.core.cluster.records import (
     AuditRecord,
     BatchRecord,
@@ -35,16 +40,15 @@ from kohaku_daemon.core.cluster.records import (
     DropDocument,
     EventRecord,
     PutDocument,
-    TaskRecord,
 )
-from kohaku_daemon.core.cluster.views import view_task
+from kohaku_daemon.host.meters import Meters
+from kohaku_daemon.host.subscriptions import TaskChange
 from kohaku_daemon.store.documents import Documents
 from kohaku_daemon.store.tasks import Group, TaskStore, batch_row, task_row
 from protocol.errors import Unavailable
 from protocol.ids import NodeName, TaskId
 from protocol.messages.runner import Order
 from protocol.models.node import Node
-from protocol.models.task import Task
 
 V = TypeVar("V")
 
@@ -66,6 +70,8 @@ _log = logging.getLogger(__name__)
 
 #: Seconds between tries to write what could not be written.
 _RETRY_S: Final = 1.0
+#: Seconds a request waits for a store that fails before it is told so.
+_PATIENCE_S: Final = 5.0
 
 
 class World(Protocol):
@@ -77,14 +83,19 @@ class World(Protocol):
     def close_link(self, node: NodeName, reason: str) -> None:
         """Close a runner's link."""
 
-    def task_changed(self, task: Task) -> None:
-        """Show a task."""
+    def wants_nodes(self) -> bool:
+        """Say whether somebody would see nodes that changed: if not, they are not shown."""
 
-    def node_changed(self, name: NodeName, node: Node | None) -> None:
-        """Show a node, or that it is no more."""
+    def tasks_changed(self, tasks: Mapping[TaskId, TaskChange]) -> None:
+        """Show tasks that changed."""
 
-    def readings_changed(self, node: Node) -> None:
-        """Show a node's readings."""
+    def nodes_changed(
+        self, nodes: Mapping[NodeName, Node | None], readings: Iterable[Node]
+    ) -> None:
+        """Show nodes that changed, None for one that is no more, and readings."""
+
+    def nodes_skipped(self) -> None:
+        """Note that nodes changed while nobody wanted them."""
 
     def event_told(self, event: EventRecord) -> None:
         """Show a line of the diary."""
@@ -121,9 +132,10 @@ class _Read:
 class _Shown:
     """What a group shows once it is committed, as it was when the group was closed."""
 
-    tasks: list[Task]
-    nodes: dict[NodeName, Node | None]
-    readings: list[Node]
+    tasks: dict[TaskId, TaskChange]
+    #: Nodes that changed, and nodes whose readings did; both None if nobody wants them.
+    nodes: dict[NodeName, Node | None] | None
+    readings: list[Node] | None
 
 
 @dataclass(slots=True)
@@ -132,7 +144,7 @@ class _Gathering:
 
     batches: list[BatchRecord] = field(default_factory=list)
     #: Each task once, however often it changed.
-    tasks: dict[TaskId, tuple[TaskRecord, BatchRecord]] = field(default_factory=dict)
+    tasks: dict[TaskId, SaveTask] = field(default_factory=dict)
     events: list[EventRecord] = field(default_factory=list)
     audits: list[AuditRecord] = field(default_factory=list)
     documents: list[DocumentChange] = field(default_factory=list)
@@ -161,14 +173,14 @@ class HostLoop:
         world: World,
         clock: Clock,
         *,
-        on_commit: Callable[[float, int], None] = lambda _seconds, _tasks: None,
+        meters: Meters | None = None,
     ) -> None:
         self._engine = engine
         self._store = store
         self._documents = documents
         self._world = world
         self._clock = clock
-        self._on_commit = on_commit
+        self._meters = meters or Meters()
         self._gathering = _Gathering()
         self._wake = asyncio.Event()
         self._committing = False
@@ -177,16 +189,27 @@ class HostLoop:
         self._readers: set[_Read] = set()
         #: One thread: commits are one after the other, and SQLite is used by one at a time.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        #: Those who wait for an answer and are not patient.
+        self._impatient: set[asyncio.Future[object]] = set()
         #: Why the last commit failed; empty while commits succeed.
         self.trouble = ""
+        #: The same in few words that anybody may read.
+        self.reason = ""
+        #: Since when, by the monotonic clock.
+        self._failing_since = 0.0
 
-    async def ask(self, event: ClusterEvent, audit: AuditRecord | None = None) -> object:
+    async def ask(
+        self, event: ClusterEvent, audit: AuditRecord | None = None, *, patient: bool = False
+    ) -> object:
         """Handle a request and give its answer once all it changed is committed.
+
+        While nothing can be stored it is refused, unless it is ``patient``: a runner's report
+        is true whether or not it can be kept, and waits until it can.
 
         Raises:
             KohakuError: The engine refused it, or nothing can be stored at present.
         """
-        if self.trouble:
+        if self.trouble and not patient:
             raise Unavailable(
                 f"the host cannot store anything now: {self.trouble}",
                 hint="reads go on; an operator has to look at the host's disk",
@@ -200,7 +223,13 @@ class HostLoop:
             raise refusal.error
         if audit is not None:
             self.audit(audit)
-        return await future
+        if patient:
+            return await future
+        self._impatient.add(future)
+        try:
+            return await future
+        finally:
+            self._impatient.discard(future)
 
     def tell(self, event: ClusterEvent) -> None:
         """Handle something that happened and that nobody waits for."""
@@ -280,13 +309,21 @@ class HostLoop:
 
     def _gather(self, action: _Kept, future: asyncio.Future[object] | None) -> None:
         gathering = self._gathering
+        # The common ones first: seven of ten are these three.
+        if type(action) is SaveTask:
+            gathering.tasks[action.task.id] = action
+            return
+        if type(action) is NodeChanged:
+            gathering.nodes[action.node] = None
+            return
+        if type(action) is SendOrder:
+            gathering.orders.append(action)
+            return
         match action:
-            case SaveTask(task, batch):
-                gathering.tasks[task.id] = (task, batch)
-            case SendOrder() | CloseLink():
+            case SaveTask() | NodeChanged() | SendOrder():
+                pass
+            case CloseLink():
                 gathering.orders.append(action)
-            case NodeChanged(node):
-                gathering.nodes[node] = None
             case ReadingsChanged(node):
                 gathering.readings[node] = None
             case SaveBatch(new):
@@ -300,18 +337,22 @@ class HostLoop:
                     gathering.answers.append((future, value))
 
     async def _commit(self) -> None:
+        began = self._clock.monotonic()
         self._happen(PlacementDue())
+        self._meters.placements.observe(self._clock.monotonic() - began)
+        if not self._engine.state.backlog.is_settled:
+            self._wake.set()  # what more fits is placed once this group is written
         gathering, self._gathering = self._gathering, _Gathering()
         if gathering.is_empty():
             return
         # Encoded here and now: the engine goes on changing the records during the commit.
+        shown = self._view(gathering)
         group = Group(
             batches=[batch_row(batch) for batch in gathering.batches],
-            tasks=[task_row(task) for task, _ in gathering.tasks.values()],
+            tasks=[row for row, _ in shown.tasks.values()],
             events=gathering.events,
             audits=gathering.audits,
         )
-        shown = self._view(gathering)
         for read in gathering.reads:
             read.look()
         self._committing = True
@@ -322,11 +363,14 @@ class HostLoop:
         self._release(gathering, shown)
 
     def _view(self, gathering: _Gathering) -> _Shown:
+        tasks = {id_: (task_row(save.task), save.batch) for id_, save in gathering.tasks.items()}
+        if not self._world.wants_nodes():
+            return _Shown(tasks, None, None)
         nodes = self._engine.state.fleet.nodes
         return _Shown(
-            tasks=[view_task(task, batch) for task, batch in gathering.tasks.values()],
-            nodes={name: nodes[name].view() if name in nodes else None for name in gathering.nodes},
-            readings=[nodes[name].view() for name in gathering.readings if name in nodes],
+            tasks,
+            {name: nodes[name].view() if name in nodes else None for name in gathering.nodes},
+            [nodes[name].view() for name in gathering.readings if name in nodes],
         )
 
     async def _write(self, group: Group, documents: list[DocumentChange]) -> None:
@@ -350,17 +394,38 @@ class HostLoop:
                 continue
             if self.trouble:
                 _log.warning("changes can be stored again")
-                self.trouble = ""
-            self._on_commit(self._clock.monotonic() - began, len(group.tasks))
+                self.trouble = self.reason = ""
+                self._happen(StoreWell())
+                self._wake.set()
+            self._meters.committed(self._clock.monotonic() - began, len(group.tasks))
             return
 
     def _note_trouble(self, error: Unavailable) -> None:
-        if not self.trouble:
-            _log.error("cannot store changes, will go on trying: %s", error)
+        is_news = not self.trouble
         self.trouble = error.message
+        self.reason = str(error.details.get("reason", ""))
+        if is_news:
+            self._failing_since = self._clock.monotonic()
+            _log.error("cannot store changes, will go on trying: %s", error)
+            # Kept, as all the rest, once it can be.
+            self._happen(StoreFailing(self.reason))
         for read in self._readers:
             read.look()
             read.tell()
+        if self._clock.monotonic() - self._failing_since > _PATIENCE_S:
+            self._disappoint(error)
+
+    def _disappoint(self, error: Unavailable) -> None:
+        """Tell those who wait that nobody knows whether and when what they asked is kept."""
+        for future in self._impatient:
+            if not future.done():
+                future.set_exception(
+                    Unavailable(
+                        f"it could not be stored so far, and may yet be: {error.message}",
+                        hint="look at the cluster before you repeat it; "
+                        "the same request_id again does no harm",
+                    )
+                )
 
     def _write_now(self, group: Group, documents: list[DocumentChange]) -> None:
         # Documents first: a task may be on a node that has just joined, never the other way
@@ -377,12 +442,11 @@ class HostLoop:
                     self._world.send_order(node, what)
                 case CloseLink(node, reason):
                     self._world.close_link(node, reason)
-        for task in shown.tasks:
-            self._world.task_changed(task)
-        for name, there in shown.nodes.items():
-            self._world.node_changed(name, there)
-        for reading in shown.readings:
-            self._world.readings_changed(reading)
+        self._world.tasks_changed(shown.tasks)
+        if shown.nodes is not None and shown.readings is not None:
+            self._world.nodes_changed(shown.nodes, shown.readings)
+        elif gathering.nodes or gathering.readings:
+            self._world.nodes_skipped()
         for event in gathering.events:
             self._world.event_told(event)
         for future, value in gathering.answers:

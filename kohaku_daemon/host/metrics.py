@@ -15,6 +15,7 @@ from kohaku_daemon.core.cluster.fleet import FleetNode
 from kohaku_daemon.core.cluster.views import count_reasons
 from kohaku_daemon.host.meters import Meters
 from kohaku_daemon.host.parts import Parts
+from protocol.ids import NodeName
 from protocol.models.node import NodeState
 from protocol.models.task import TaskState
 
@@ -114,7 +115,7 @@ def _cores(node: FleetNode) -> _Values:
 
 def _collect_readings(nodes: list[FleetNode]) -> Iterator[Metric]:
     read = [(node.name, node.readings) for node in nodes if node.readings is not None]
-    simple = {
+    simple: dict[str, tuple[str, list[tuple[NodeName, float]]]] = {
         "cpu_percent": ("CPU in use.", [(n, r.cpu_percent) for n, r in read]),
         "load_1m": ("Load average of one minute.", [(n, r.load_1m) for n, r in read]),
         "memory_total_bytes": ("Memory.", [(n, r.memory_total) for n, r in read]),

@@ -13,6 +13,7 @@ from kohaku_daemon.core.cluster.records import AuditRecord
 from kohaku_daemon.core.cluster.state import ClusterState
 from kohaku_daemon.host.config import HostConfig
 from kohaku_daemon.host.gate import Gate
+from kohaku_daemon.host.lately import Lately
 from kohaku_daemon.host.links import Links
 from kohaku_daemon.host.loop import HostLoop
 from kohaku_daemon.host.refusals import Refusals
@@ -35,6 +36,7 @@ class Parts:
     loop: HostLoop
     hub: Hub
     waiting: WaitingRoom
+    lately: Lately
     links: Links
     gate: Gate
     relay: Relay

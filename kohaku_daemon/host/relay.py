@@ -33,7 +33,7 @@ from kohaku_daemon.store.tasks import TaskStore
 from kohaku_daemon.supervise import spawn
 from protocol.errors import KohakuError, Unauthenticated, Unavailable
 from protocol.framing import MAX_DATA_MESSAGE
-from protocol.ids import NodeName, TaskId
+from protocol.ids import NodeName, TaskId, UserName
 from protocol.messages.runner import OrderStream
 from protocol.messages.stream import LogEnd, OpenLogs, Ticket
 from protocol.models.task import TaskState
@@ -45,6 +45,8 @@ _log = logging.getLogger(__name__)
 _TICKET_S: Final = 60.0
 #: Tickets that may wait to be used; more are refused.
 _MOST_TICKETS: Final = 10_000
+#: Tickets of one user that wait to be used, so that nobody uses up those of all.
+_MOST_OF_ONE: Final = 1_000
 #: A runner that is there dials back at once.
 _DIAL_BACK_S: Final = 15.0
 _PING_S: Final = 20.0
@@ -80,11 +82,12 @@ class Relay:
         self._waiting = waiting
         self._clock = clock
         self._loop = loop
-        self._tickets: dict[str, tuple[OpenLogs, float]] = {}
+        #: By digest: what may be read, until when, and whose it is.
+        self._tickets: dict[str, tuple[OpenLogs, float, UserName]] = {}
         self._streams: dict[str, _Stream] = {}
         self._open: set[web.WebSocketResponse] = set()
 
-    def ticket(self, logs: OpenLogs) -> Ticket:
+    def ticket(self, logs: OpenLogs, user: UserName) -> Ticket:
         """Make a ticket to read logs; whoever gets it has been let in already.
 
         Raises:
@@ -92,10 +95,11 @@ class Relay:
         """
         now = self._clock.now()
         self._tickets = {key: kept for key, kept in self._tickets.items() if kept[1] > now}
-        if len(self._tickets) >= _MOST_TICKETS:
+        own = sum(kept[2] == user for kept in self._tickets.values())
+        if own >= _MOST_OF_ONE or len(self._tickets) >= _MOST_TICKETS:
             raise Unavailable("too many data connections are being opened", hint="try again")
         text = secrets.token_hex(32)
-        self._tickets[token_digest(text)] = (logs, now + _TICKET_S)
+        self._tickets[token_digest(text)] = (logs, now + _TICKET_S, user)
         return Ticket(text, "/v1/stream/logs", now + _TICKET_S)
 
     async def serve_client(self, request: web.Request) -> web.StreamResponse:

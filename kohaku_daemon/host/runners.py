@@ -1,6 +1,7 @@
 """Runners at the door /v1/runner: joining, registering, taking orders, reporting.
 
-Knows: one link a node, and when a second one is a stranger with a copied credential.
+Knows: one link a node, when a second one is a stranger with a copied credential, and how much
+and how often a runner may speak.
 Does not know: what reports mean; they go to the engine as they are.
 """
 
@@ -8,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
@@ -27,9 +30,18 @@ from kohaku_daemon.host.clients import welcome
 from kohaku_daemon.host.guard import vouch
 from kohaku_daemon.host.links import RunnerLink
 from kohaku_daemon.host.parts import Parts
+from kohaku_daemon.host.reported import check_inventory, check_readings, tidy
 from kohaku_daemon.supervise import spawn
+from kohaku_daemon.turns import Purse
 from kohaku_daemon.wire import ItemSink, Served
-from protocol.errors import BadRequest, Conflict, KohakuError, TooLarge, Unauthenticated
+from protocol.errors import (
+    BadRequest,
+    Conflict,
+    KohakuError,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+)
 from protocol.ids import NodeName, TaskId, UserName
 from protocol.messages.hello import Hello, Welcome
 from protocol.messages.runner import (
@@ -54,6 +66,21 @@ _ALIVE_HEARTBEATS: Final = 3
 #: Bytes of an inventory, and of readings. 256 cores and 8 GPUs have some 10 KiB.
 _LARGEST_SAID: Final = 96 * 1024
 
+#: Launches that one runner may say it knows when it registers.
+_MOST_ATTEMPTS: Final = 50_000
+#: Of those the books never heard of, so many are told: each is a line of the diary.
+_MOST_UNKNOWN: Final = 100
+#: Attempts that are looked up in the store before everybody else has a turn.
+_LOOKED_UP: Final = 200
+#: Registrations of one node in a minute. Each is written to cluster.json; a runner whose link
+#: breaks at once each time makes some ten, because its pauses grow.
+_MOST_REGISTRATIONS: Final = 30
+_MINUTE_S: Final = 60.0
+#: Seconds on the loop of one node, at once and for each one it leaves to others: reports of a
+#: busy node are most of the host's work, and held back only where nothing is left to others.
+_NODE_PURSE_S: Final = 0.25
+_NODE_INCOME: Final = 4.0
+
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -68,7 +95,7 @@ class _Visitor:
     #: Set once it has registered.
     link: RunnerLink | None = None
     #: Attempts of registrations that said more would follow.
-    said: tuple[AttemptReport, ...] = ()
+    said: list[AttemptReport] = field(default_factory=list)
 
 
 class RunnerDoor:
@@ -76,6 +103,8 @@ class RunnerDoor:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        #: When each node registered lately, by ``asyncio``'s clock.
+        self._registered: dict[NodeName, deque[float]] = {}
 
     async def hello(self, served: Served, params: Hello) -> Welcome:
         """Let a runner in: as a node by its credential, or to join."""
@@ -83,7 +112,7 @@ class RunnerDoor:
         if params.token:
             visitor.node = self._parts.gate.node(params.token, served.address)
             visitor.credential = token_digest(params.token)
-            vouch(served.transport)
+            _let_in(served)
         served.actor = visitor
         served.admit = partial(_admit, visitor)
         actor = Actor(UserName(visitor.node or ""), Role.ANONY, address=served.address)
@@ -101,11 +130,13 @@ class RunnerDoor:
                 return await self._register(served, visitor, params)
             case Report(reports):
                 link = _link(visitor, method)
-                await self._parts.loop.ask(RunnerReported(link.node, reports))
+                tidied = tuple(map(tidy, reports))
+                await self._parts.loop.ask(RunnerReported(link.node, tidied), patient=True)
                 return Reported()
             case Readings():
                 link = _link(visitor, method)
                 _check_size("the readings", params)
+                check_readings(params)
                 link.heard_at = asyncio.get_running_loop().time()
                 self._parts.loop.tell(RunnerBeat(link.node, params))
                 return HeartbeatTaken()
@@ -158,23 +189,30 @@ class RunnerDoor:
         _log.info("a runner joined", extra={"node": params.node, "address": served.address})
         visitor.node = NodeName(params.node)
         visitor.credential = event.credential_digest
-        vouch(served.transport)
+        _let_in(served)
         return Joined(visitor.node, self._parts.state.cluster)
 
     async def _register(self, served: Served, visitor: _Visitor, params: Register) -> Registered:
         name = _node(visitor)
         self._check_current(name, visitor)
         _check_size("the inventory", params.inventory)
+        check_inventory(params.inventory)
         if params.node and params.node != name:
             raise Conflict(
                 f"this runner calls itself {params.node}, and its credential is node {name}'s",
                 hint=f"set its name to {name}, or give it an empty data folder to join anew",
             )
         heartbeat_s = self._parts.config.heartbeat_s
-        visitor.said += params.attempts
+        visitor.said += map(tidy, params.attempts)
+        if len(visitor.said) > _MOST_ATTEMPTS:
+            visitor.said.clear()
+            raise TooLarge(f"node {name} says that it knows more than {_MOST_ATTEMPTS} launches")
         if params.more:
             return Registered(name, heartbeat_s)
-        attempts, visitor.said = visitor.said, ()
+        attempts, visitor.said = visitor.said, []
+        self._check_often(name)
+        wanted, ended = await self._look_up(attempts)
+        self._check_current(name, visitor)  # again: it may have been removed meanwhile
         link = visitor.link or RunnerLink(name, served)
         self._refuse_second(name, params.instance, link)
         link.instance = params.instance
@@ -184,9 +222,8 @@ class RunnerDoor:
         if before is not None:
             reason = "the same runner has connected again"
             spawn(before.served.close(CloseCode.REPLACED, reason), name=f"close {name}'s old link")
-        ended = self._ended(attempts)
-        event = RunnerRegistered(name, served.address, params.inventory, attempts, ended)
-        await self._parts.loop.ask(event)
+        event = RunnerRegistered(name, served.address, params.inventory, wanted, ended)
+        await self._parts.loop.ask(event, patient=True)
         return Registered(name, heartbeat_s)
 
     def _check_current(self, name: NodeName, visitor: _Visitor) -> None:
@@ -218,21 +255,54 @@ class RunnerDoor:
             self._parts.refusals.note(address, f"a second runner of node {name}", error)
             raise error
 
-    def _ended(self, attempts: tuple[AttemptReport, ...]) -> frozenset[TaskId]:
-        """Give those of the attempts' tasks that the books have as ended."""
+    def _check_often(self, name: NodeName) -> None:
+        """Refuse a runner that registers again and again."""
+        now = asyncio.get_running_loop().time()
+        times = self._registered.setdefault(name, deque(maxlen=_MOST_REGISTRATIONS))
+        if len(times) == _MOST_REGISTRATIONS and now - times[0] < _MINUTE_S:
+            raise Unavailable(
+                f"node {name} has registered {_MOST_REGISTRATIONS} times in a minute",
+                hint="look at its runner's log for what makes it register again",
+            )
+        times.append(now)
+
+    async def _look_up(
+        self, attempts: Sequence[AttemptReport]
+    ) -> tuple[tuple[AttemptReport, ...], frozenset[TaskId]]:
+        """Give those attempts that say something, and those of their tasks that have ended.
+
+        Of what the books never heard of, which is only told, some are enough.
+        """
         live = self._parts.state.tasks
-        ended = set()
+        wanted: list[AttemptReport] = []
+        ended = set[TaskId]()
+        looked_up = unknown = 0
         for report in attempts:
-            if report.task not in live:
-                record = self._parts.store.task(report.task)
-                if record is not None and record.state.is_final:
-                    ended.add(report.task)
-        return frozenset(ended)
+            if report.task in live:
+                wanted.append(report)
+                continue
+            looked_up += 1
+            if looked_up % _LOOKED_UP == 0:
+                await asyncio.sleep(0)
+            record = self._parts.store.task(report.task)
+            if record is not None and record.state.is_final:
+                ended.add(report.task)
+                wanted.append(report)
+            elif unknown < _MOST_UNKNOWN:
+                unknown += 1
+                wanted.append(report)
+        return tuple(wanted), frozenset(ended)
 
 
 def _visitor(served: Served) -> _Visitor:
     assert isinstance(served.actor, _Visitor), "hello comes first"
     return served.actor
+
+
+def _let_in(served: Served) -> None:
+    """Treat a connection as that of a node."""
+    served.purse = Purse(_NODE_PURSE_S, _NODE_INCOME)
+    vouch(served.transport)
 
 
 def _admit(visitor: _Visitor, method: Method[Any, Any] | None) -> None:

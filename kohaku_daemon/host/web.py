@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Final, cast
@@ -20,10 +21,12 @@ from kohaku_daemon.core.access.tokens import TokenKind, is_token
 from kohaku_daemon.host.clients import ClientDoor
 from kohaku_daemon.host.gate import bearer
 from kohaku_daemon.host.guard import Census, GuardedConnection, vouch
-from kohaku_daemon.host.metrics import CommitTimes, render_metrics
+from kohaku_daemon.host.meters import Meters
+from kohaku_daemon.host.metrics import render_metrics
 from kohaku_daemon.host.parts import Parts
 from kohaku_daemon.host.runners import RunnerDoor
-from kohaku_daemon.wire import Responder, Served
+from kohaku_daemon.turns import Turns
+from kohaku_daemon.wire import Responder, Served, refuse_foreign_origin
 from protocol.errors import Forbidden, KohakuError, Unauthenticated
 from protocol.methods import Door
 from protocol.models.access import Role
@@ -38,12 +41,16 @@ _TELLING: Final = frozenset({400, 404, 405})
 
 #: Nobody sends us a body.
 _LARGEST_BODY: Final = 1024
+#: Connections that may wait to be let in.
 _BACKLOG: Final = 1024
+#: Those that are let in before anything else has a turn. asyncio takes one number for both, and
+#: a thousand at once are 0.1 s (measured), which somebody may choose to cost everybody.
+_LET_IN: Final = 16
 
 
-def make_app(parts: Parts, commits: CommitTimes) -> web.Application:
+def make_app(parts: Parts, meters: Meters) -> web.Application:
     """Make the application."""
-    routes = _Routes(parts, commits)
+    routes = _Routes(parts, meters)
     app = web.Application(client_max_size=_LARGEST_BODY, middlewares=[routes.refuse])
     app.on_shutdown.append(routes.close)
     app.on_response_prepare.append(_be_nobody)
@@ -78,12 +85,13 @@ HTTP_LOG.addFilter(_is_no_garbage)
 class _Routes:
     """One method a route."""
 
-    def __init__(self, parts: Parts, commits: CommitTimes) -> None:
+    def __init__(self, parts: Parts, meters: Meters) -> None:
         self._parts = parts
-        self._commits = commits
+        self._meters = meters
         self._clients = ClientDoor(parts)
         self._runners = RunnerDoor(parts)
         self._served: set[Served] = set()
+        self._turns = Turns()
 
     async def health(self, request: web.Request) -> web.StreamResponse:
         """The process answers."""
@@ -91,8 +99,10 @@ class _Routes:
 
     async def ready(self, request: web.Request) -> web.StreamResponse:
         """It can do its work."""
-        if self._parts.loop.trouble:
-            return web.Response(status=503, text="nothing can be stored\n")
+        loop = self._parts.loop
+        if loop.trouble:
+            why = f": {loop.reason}" if loop.reason else ""
+            return web.Response(status=503, text=f"nothing can be stored{why}\n")
         return web.Response(text="ready\n")
 
     async def metrics(self, request: web.Request) -> web.StreamResponse:
@@ -100,7 +110,7 @@ class _Routes:
         actor = self._parts.gate.actor(_token(request), request.remote or "")
         if not actor.role.reaches(Role.VIEWER):
             raise Unauthenticated("metrics need an API token")
-        text, kind = render_metrics(self._parts, self._commits)
+        text, kind = render_metrics(self._parts, self._meters)
         return web.Response(body=text, headers={"Content-Type": kind})
 
     async def client(self, request: web.Request) -> web.StreamResponse:
@@ -139,9 +149,11 @@ class _Routes:
     ) -> web.StreamResponse:
         """Answer refusals as text; keep nobody's plain connection open.
 
-        A stranger is told 401 for whatever is not for anybody, whether or not it exists.
+        A web page of another site is told 403 on every path, whatever it shows. Any other
+        stranger is told 401 for whatever is not for anybody, whether or not it exists.
         """
         try:
+            refuse_foreign_origin(request)
             response = await self._answer(request, handler)
         except KohakuError as error:
             status = _STATUS.get(type(error), 400)
@@ -173,7 +185,8 @@ class _Routes:
         return self._parts.gate.actor(token, request.remote or "").role.reaches(Role.VIEWER)
 
     def _control(self, request: web.Request, responder: Responder, door: Door) -> Served:
-        return Served(request, responder, door=door, keep_alive_s=self._parts.config.keep_alive_s)
+        keep_alive_s = self._parts.config.keep_alive_s
+        return Served(request, responder, door=door, keep_alive_s=keep_alive_s, turns=self._turns)
 
     async def _serve(self, served: Served) -> web.StreamResponse:
         self._served.add(served)
@@ -203,7 +216,9 @@ async def listen(
     assert runner.server is not None, "the runner was set up"
     make = cast("Callable[[], asyncio.Protocol]", runner.server)
     server = await asyncio.get_running_loop().create_server(
-        lambda: GuardedConnection(make, census), address, port, backlog=_BACKLOG
+        lambda: GuardedConnection(make, census), address, port, backlog=_LET_IN
     )
-    bound: socket.socket = server.sockets[0]
-    return server, int(bound.getsockname()[1])
+    for bound in server.sockets:
+        with socket.socket(fileno=os.dup(bound.fileno())) as same:
+            same.listen(_BACKLOG)  # again, which is allowed (man 2 listen), for the kernel's queue
+    return server, int(server.sockets[0].getsockname()[1])

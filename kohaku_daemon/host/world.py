@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Mapping
+
 from kohaku_daemon.core.cluster.records import EventRecord
 from kohaku_daemon.core.cluster.state import ClusterState
-from kohaku_daemon.core.cluster.views import brief_task
 from kohaku_daemon.host.handlers.cluster import show_event
+from kohaku_daemon.host.lately import Lately
 from kohaku_daemon.host.links import Links
-from kohaku_daemon.host.subscriptions import Hub
+from kohaku_daemon.host.subscriptions import Hub, TaskChange
 from kohaku_daemon.host.waiting import WaitingRoom
 from kohaku_daemon.supervise import spawn
-from protocol.ids import NodeName
+from protocol.ids import NodeName, TaskId
 from protocol.messages.runner import Order
 from protocol.models.node import Node
-from protocol.models.task import Task
 from protocol.session import CloseCode
+
+_log = logging.getLogger(__name__)
 
 
 class Outside:
     """Carries out what the loop releases (``host.loop.World``)."""
 
-    def __init__(self, state: ClusterState, links: Links, hub: Hub, waiting: WaitingRoom) -> None:
+    def __init__(
+        self, state: ClusterState, links: Links, hub: Hub, waiting: WaitingRoom, lately: Lately
+    ) -> None:
         self._state = state
         self._links = links
         self._hub = hub
         self._waiting = waiting
+        self._lately = lately
 
     def send_order(self, node: NodeName, order: Order) -> None:
         """Pass an order to a runner if its link is open."""
@@ -41,19 +48,35 @@ class Outside:
             code = CloseCode.REPLACED if is_gone else CloseCode.NORMAL
             spawn(link.served.close(code, reason), name=f"close {node}'s link")
 
-    def task_changed(self, task: Task) -> None:
-        """Show a task."""
-        self._hub.put_task(brief_task(task))
-        self._waiting.task_changed(task)
+    def wants_nodes(self) -> bool:
+        """Say whether somebody would see nodes that changed."""
+        return self._hub.wants_nodes()
 
-    def node_changed(self, name: NodeName, node: Node | None) -> None:
-        """Show a node, or that it is no more."""
-        self._hub.put_node(name, node)
+    def tasks_changed(self, tasks: Mapping[TaskId, TaskChange]) -> None:
+        """Show tasks that changed."""
+        self._hub.put_tasks(tasks)
+        for row, _ in tasks.values():
+            if row.ended_at:
+                self._lately.add(row.state, row.ended_at)
+        self._waiting.tasks_changed(
+            (task, batch.id, row.state) for task, (row, batch) in tasks.items()
+        )
 
-    def readings_changed(self, node: Node) -> None:
-        """Show a node's readings."""
-        self._hub.put_readings(node)
+    def nodes_changed(
+        self, nodes: Mapping[NodeName, Node | None], readings: Iterable[Node]
+    ) -> None:
+        """Show nodes that changed, None for one that is no more, and readings."""
+        for name, node in nodes.items():
+            self._hub.put_node(name, node)
+        for node in readings:
+            self._hub.put_readings(node)
+
+    def nodes_skipped(self) -> None:
+        """Note that nodes changed while nobody wanted them."""
+        self._hub.skip_nodes()
 
     def event_told(self, event: EventRecord) -> None:
-        """Show a line of the diary."""
+        """Show a line of the diary, and log it: who reads the log has the ids to search for."""
+        facts = {"event": event.kind, "node": event.node, "task": event.task, "actor": event.actor}
+        _log.info(event.text, extra={name: fact for name, fact in facts.items() if fact})
         self._hub.put_event(show_event(event))

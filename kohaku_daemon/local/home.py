@@ -53,6 +53,11 @@ class Home:
         """Folder of what the daemons write to stderr."""
         return self.root / "logs"
 
+    @property
+    def kept(self) -> Path:
+        """File of what the last ``up`` was asked for."""
+        return self.root / "up.json"
+
     def runner(self, name: str) -> Path:
         """Folder of one runner."""
         return self.root / "runners" / name
@@ -76,18 +81,18 @@ class Home:
             BadRequest: The file is damaged.
         """
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=Remembered)
+            return msgspec.json.decode(self.kept.read_bytes(), type=Remembered)
         except FileNotFoundError:
             return Remembered()
         except msgspec.MsgspecError as error:
-            raise BadRequest(f"{self._file} is damaged: {error}", hint="remove it") from None
+            raise BadRequest(f"{self.kept} is damaged: {error}", hint="remove it") from None
 
     def remember(self, what: Remembered) -> None:
         """Keep it for the next ``up``, in one step."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        aside = self._file.with_suffix(".new")
+        aside = self.kept.with_suffix(".new")
         aside.write_bytes(msgspec.json.encode(what))
-        aside.replace(self._file)
+        aside.replace(self.kept)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -109,7 +114,3 @@ class Home:
                         raise
                     time.sleep(0.05)
             yield
-
-    @property
-    def _file(self) -> Path:
-        return self.root / "up.json"

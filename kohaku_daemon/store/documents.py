@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from tinydb import TinyDB, where
@@ -32,7 +32,7 @@ from kohaku_daemon.core.cluster.records import (
     TokenRecord,
 )
 from kohaku_daemon.store import migrations
-from kohaku_daemon.store.migrations import Tables, migrate_tables
+from kohaku_daemon.store.migrations import Tables, check_known, migrate_tables
 from protocol.errors import Unavailable
 
 R = TypeVar("R", NodeRecord, TokenRecord, JoinTokenRecord)
@@ -62,12 +62,23 @@ class Book:
 
     #: Snowflake id of the cluster, as text.
     cluster: str
+    #: How often the cluster came back from a backup: ids made before and after differ in it.
+    epoch: int
     #: By name.
     nodes: dict[str, NodeRecord]
     #: By digest.
     tokens: dict[str, TokenRecord]
     #: By digest.
     join_tokens: dict[str, JoinTokenRecord]
+
+
+class Glance(NamedTuple):
+    """What is seen of a file of any version without opening it for writing."""
+
+    schema: int
+    #: Snowflake id of the cluster, as text.
+    cluster: str
+    has_nodes: bool
 
 
 class Documents:
@@ -93,6 +104,7 @@ class Documents:
         if tables is None:
             tables = {"meta": {"1": {"schema": 0, "cluster": new_cluster}}}
         meta = _meta(tables, path)
+        check_known(meta["schema"], migrations.CLUSTER, path)
         found = meta["schema"]
         meta["schema"] = migrate_tables(tables, found, migrations.CLUSTER, path)
         database = TinyDB(storage=_ReplacedFile, path=path, tables=tables)
@@ -110,8 +122,10 @@ class Documents:
         Raises:
             Unavailable: A record cannot be understood, or two have the same key.
         """
+        meta = _meta(self._storage.tables, self._path)
         return Book(
-            cluster=_meta(self._storage.tables, self._path)["cluster"],
+            cluster=meta["cluster"],
+            epoch=meta.get("epoch", 0),
             nodes=self._records(NodeRecord),
             tokens=self._records(TokenRecord),
             join_tokens=self._records(JoinTokenRecord),
@@ -131,6 +145,12 @@ class Documents:
                     case DropDocument(kind, key):
                         table = _TABLES[kind]
                         self._database.table(table.name).remove(where(table.key) == key)
+
+    def raise_epoch(self) -> None:
+        """Note that the cluster comes back from a backup. Raises as ``apply``."""
+        with self._storage.held():
+            meta = _meta(self._storage.tables, self._path)
+            meta["epoch"] = meta.get("epoch", 0) + 1
 
     def _put(self, record: Document) -> None:
         where_kept = _TABLES[type(record)]
@@ -199,7 +219,7 @@ class _ReplacedFile(Storage):
             raise Unavailable(
                 f"cannot write {self._path}: {error.strerror}",
                 hint="free some space or repair the file system; nothing of this change was kept",
-                details={"store": str(self._path)},
+                details={"store": str(self._path), "reason": error.strerror or ""},
             ) from error
         self._saved = text
 
@@ -243,16 +263,33 @@ def _replace(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
+def examine(path: Path) -> Glance | None:
+    """Look whether the file is whole and of a version we know; None if there is no file.
+
+    Raises:
+        Unsupported: A newer version of the program wrote the file.
+        Unavailable: The file cannot be read, or is damaged.
+    """
+    tables = _load(path)
+    if tables is None:
+        return None
+    meta = _meta(tables, path)
+    check_known(meta["schema"], migrations.CLUSTER, path)
+    return Glance(meta["schema"], meta["cluster"], has_nodes=bool(tables.get("nodes")))
+
+
 def _load(path: Path) -> Tables | None:
     try:
         tables = msgspec.convert(json.loads(path.read_bytes()), Tables)
+        # Half of a surrogate pair can be read, and not be written again.
+        _render(tables).encode()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise Unavailable(
             f"cannot read {path}: {error.strerror}", hint="let this program read and write it"
         ) from error
-    except (ValueError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise _damaged(path, str(error)) from error
     if not all(number.isdecimal() for table in tables.values() for number in table):
         raise _damaged(path, "its records are not numbered")
@@ -260,9 +297,10 @@ def _load(path: Path) -> Tables | None:
 
 
 def _meta(tables: Tables, path: Path) -> dict[str, Any]:
-    documents = list(tables.get("meta", {}).values())
-    match documents:
-        case [{"schema": int(), "cluster": str()} as meta]:
+    match list(tables.get("meta", {}).values()):
+        case [{"schema": int(schema), "cluster": str()} as meta] if schema >= 0 and isinstance(
+            meta.get("epoch", 0), int
+        ):
             return meta
         case _:
             raise _damaged(path, "its table 'meta' has no schema version and cluster id")
@@ -271,6 +309,7 @@ def _meta(tables: Tables, path: Path) -> dict[str, Any]:
 def _damaged(path: Path, what: str) -> Unavailable:
     return Unavailable(
         f"{path} is damaged: {what}",
-        hint="repair it by hand or restore it from a backup; it was left as it is",
+        hint="it was left as it is: repair it by hand, or move the host's data folder aside and "
+        "bring a backup back with kohakud restore",
         details={"store": str(path)},
     )

@@ -125,11 +125,21 @@ def migrate_tables(tables: Tables, found: int, steps: Sequence[DocumentStep], pa
     return len(steps)
 
 
-def _missing(found: int, steps: Sequence[S], path: Path) -> list[tuple[int, S]]:
-    if found > len(steps):
+def check_known(found: int, steps: Sequence[SqlStep] | Sequence[DocumentStep], path: Path) -> None:
+    """Refuse a file of a version that has no step here.
+
+    Raises:
+        Unsupported: A newer version of the program wrote the file.
+    """
+    if not 0 <= found <= len(steps):
         raise Unsupported(
             f"{path} has schema version {found}; this program knows versions up to {len(steps)}",
-            hint="start the version of KohakuRiver that wrote it, or a newer one",
+            hint="start the version of KohakuRiver that wrote it, or a newer one; "
+            "nothing in it was changed",
             details={"found": found, "known": len(steps)},
         )
+
+
+def _missing(found: int, steps: Sequence[S], path: Path) -> list[tuple[int, S]]:
+    check_known(found, steps, path)
     return list(enumerate(steps, start=1))[found:]

@@ -68,14 +68,14 @@ class BatchRow(NamedTuple):
     record: bytes
 
 
-class TaskRow(NamedTuple):
+class TaskRow(msgspec.Struct, frozen=True, gc=False):
     """A task as it is written. In the order of the table's columns."""
 
     id: int
     batch: int
     owner: str
     node: str
-    state: str
+    state: TaskState
     ended_at: float
     record: bytes
 
@@ -101,6 +101,11 @@ def batch_row(batch: BatchRecord) -> BatchRow:
     )
 
 
+def read_task(row: TaskRow) -> TaskRecord:
+    """Give the record that a row was made of."""
+    return _decode_task(row.record)
+
+
 def task_row(task: TaskRecord) -> TaskRow:
     """Make the row of a task as it is now; the engine may change the task afterwards."""
     return TaskRow(
@@ -108,8 +113,8 @@ def task_row(task: TaskRecord) -> TaskRow:
         task.batch,
         task.owner,
         task.node,
-        task.state.value,
-        task.ended_at if task.state.is_final else 0.0,
+        task.state,
+        task.ended_at if task.state in FINAL_STATES else 0.0,
         _encode(task),
     )
 
@@ -365,15 +370,16 @@ class TaskStore:
             {"owner": owner, "before": _ABOVE_ALL if before is None else before, "limit": limit},
         )
 
-    def recent_counts(self, since: float) -> dict[TaskState, int]:
-        """Count by state the tasks that ended at ``since`` (UTC seconds) or later."""
+    def ends_since(self, since: float) -> list[tuple[int, TaskState, int]]:
+        """Count tasks that ended at ``since`` (UTC seconds) or later: minute, state, how many."""
         # Left to itself SQLite walks (state, id) for the grouping, which is every task there is.
         rows = self._rows(
-            "SELECT state, count(*) FROM tasks INDEXED BY tasks_by_end"
-            " WHERE ended_at >= ? AND ended_at > 0 GROUP BY state",
+            "SELECT CAST(ended_at / 60 AS INTEGER) AS minute, state, count(*)"
+            " FROM tasks INDEXED BY tasks_by_end"
+            " WHERE ended_at >= ? AND ended_at > 0 GROUP BY minute, state",
             (since,),
         )
-        return {TaskState(state): count for state, count in rows}
+        return [(minute, TaskState(state), count) for minute, state, count in rows]
 
     def events(self, *, before: int | None = None, limit: int = 100) -> list[EventRecord]:
         """Give at most ``limit`` lines of the diary, newest first."""
@@ -438,12 +444,15 @@ class TaskStore:
 
 
 def _pack(tasks: Sequence[TaskRow]) -> dict[str, object]:
-    """Give rows as the values of ``_PUT_TASKS``: a record is where it begins, from 1, and its size."""
+    """Give rows as the values of ``_PUT_TASKS``; a record is its place from 1, and its size."""
     columns = []
     place = 1
     for row in tasks:
-        columns.append((*row[:-1], place, len(row.record)))
-        place += len(row.record)
+        size = len(row.record)
+        columns.append(
+            (row.id, row.batch, row.owner, row.node, row.state, row.ended_at, place, size)
+        )
+        place += size
     return {
         "columns": _encode_json(columns).decode(),
         "records": b"".join([row.record for row in tasks]),

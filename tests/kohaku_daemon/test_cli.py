@@ -20,7 +20,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("command", ["", "host", "runner", "up", "down", "init", "check"])
+@pytest.mark.parametrize(
+    "command", ["", "host", "runner", "up", "down", "init", "check", "backup", "restore"]
+)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command.split(), "--help"]) == 0
     assert f"usage: kohakud {command}".strip() in capsys.readouterr().out
@@ -48,6 +50,8 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         ("up --runer=2", "unknown option --runer\n  did you mean --runners?"),
         ("up --run 2", "unknown option --run\n"),  # a shortening of today is ambiguous tomorrow
         ("down now", "unexpected argument 'now'\n  see: kohakud down --help"),
+        ("restore", "required: FILE"),
+        ("restore b.tar --resum", "unknown option --resum\n  did you mean --resume?"),
         ("init cluster", "invalid choice: 'cluster'"),
     ],
 )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -23,6 +24,7 @@ from protocol.messages.hello import Identity
 from protocol.models.access import Role
 from protocol.session import CloseCode
 from tests.protocol.loopback import TOKEN, ScriptedHost, scripted_host
+from tests.support.hostile import PING, call, frame, greeted
 
 HELLO = [0, 1, "hello", {"version": 1, "token": TOKEN}]
 STATUS = Status(cluster="77", version="1", started_at=0.0, nodes={})
@@ -165,7 +167,7 @@ async def test_a_full_sized_message_is_taken(host: ScriptedHost, stranger: Stran
     assert (await stranger.ask(0, 2, "whoami", params))[2] is None
 
 
-async def test_who_does_not_read_is_given_up(host: ScriptedHost, stranger: Stranger) -> None:
+async def test_who_does_not_read_is_heard_no_more(host: ScriptedHost, stranger: Stranger) -> None:
     async def heavy(_: object) -> msgspec.Struct:
         return msgspec.structs.replace(STATUS, version="x" * 200_000)
 
@@ -173,6 +175,29 @@ async def test_who_does_not_read_is_given_up(host: ScriptedHost, stranger: Stran
     await stranger.enter()
     for number in range(2, 252):
         await stranger.say(0, number, "cluster.status", {})
+    async with aiohttp.ClientSession() as http, http.ws_connect(f"{host.url}/v1/ws") as other:
+        await Stranger(other).enter()
+        await asyncio.wait_for(Stranger(other).ask(0, 2, "cluster.status", {}), 5)
+    assert host.count("cluster.status") < 60, "what nobody reads is made all the same"
+    for _ in range(250):  # and once it reads, all of it comes
+        assert (await stranger.hear())[2] is None
+
+
+async def test_who_does_not_read_what_it_waited_for_is_given_up(
+    host: ScriptedHost, stranger: Stranger
+) -> None:
+    go = asyncio.Event()
+
+    async def heavy(_: object) -> msgspec.Struct:
+        await go.wait()
+        return msgspec.structs.replace(STATUS, version="x" * 200_000)
+
+    host.answers["cluster.status"] = heavy
+    await stranger.enter()
+    for number in range(2, 252):
+        await stranger.say(0, number, "cluster.status", {})
+    await host.until(lambda: host.count("cluster.status") == 250)
+    go.set()
     await host.until(lambda: not host.open)
 
 
@@ -191,6 +216,80 @@ async def test_who_reads_no_more_is_given_up_in_time(
     await stranger.say(4, 2, 1_000_000)
     await host.until(lambda: not host.open)
     assert host.cancelled == ["watch"]
+
+
+@pytest.mark.parametrize(
+    "small",
+    [
+        frame(b"", PING),
+        frame(msgpack.packb([2, "ping", None])),
+        frame(msgpack.packb([2, "no.such.news", None])),
+        frame(msgpack.packb([5, 9])),
+    ],
+    ids=["ping", "ping of ours", "notify", "cancel"],
+)
+async def test_a_flood_of_small_messages_leaves_others_their_turns(
+    host: ScriptedHost, small: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = carrier.Carrier._take
+    at_once = most = 0
+
+    async def counted(self: carrier.Carrier, message: Any) -> Any:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        return await take(self, message)
+
+    async def turn() -> None:
+        nonlocal at_once
+        while True:
+            at_once = 0
+            await asyncio.sleep(0)
+
+    host.answers["whoami"] = identity
+    address, _, port = host.url.removeprefix("http://").rpartition(":")
+    async with greeted((address, int(port)), TOKEN) as peer:
+        monkeypatch.setattr(carrier.Carrier, "_take", counted)
+        turning = asyncio.ensure_future(turn())
+        peer.writer.write(small * 4000 + call(1, "whoami"))
+        assert (await peer.reply(1))[0] is None
+        turning.cancel()
+    assert most <= 32  # two turns of 16, if this is counted between them
+
+
+async def test_calls_that_wait_for_one_thing_do_not_run_on_at_once(
+    host: ScriptedHost, stranger: Stranger
+) -> None:
+    go = asyncio.Event()
+    at_once = most = 0
+
+    async def work(_: object) -> msgspec.Struct:
+        nonlocal at_once, most
+        await go.wait()
+        until = time.thread_time() + 0.004
+        while time.thread_time() < until:
+            pass
+        at_once += 1
+        most = max(most, at_once)
+        return STATUS
+
+    async def turn() -> None:
+        nonlocal at_once
+        while True:
+            at_once = 0
+            await asyncio.sleep(0)
+
+    host.answers["cluster.status"] = work
+    await stranger.enter()
+    for number in range(2, 202):
+        await stranger.say(0, number, "cluster.status", {})
+    await host.until(lambda: host.count("cluster.status") == 200)
+    turning = asyncio.ensure_future(turn())
+    go.set()
+    for _ in range(200):
+        assert (await stranger.hear())[2] is None
+    turning.cancel()
+    assert most < 30  # what one purse pays for, and not two hundred
 
 
 # -- Calls ----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 
 from kohaku_daemon.core.task.lifecycle import TABLE
 from kohaku_daemon.host.config import HostConfig
-from kohaku_daemon.host.guard import HEADER_DEADLINE_S
+from kohaku_daemon.host.guard import HEADER_DEADLINE_S, MOST_OF_STRANGERS
 from protocol import framing, session, spec, tunnel
 from protocol.methods import METHODS
 from protocol.models.task import FINAL_STATES
@@ -71,3 +71,4 @@ def test_the_limits_of_strangers_it_names_are_those_of_the_host(text: str) -> No
     most = inspect.signature(HostConfig).parameters["max_strangers_per_address"].default
     assert f"| connections of strangers from one address | {most}, " in text
     assert f"| time until the whole HTTP header is there | {HEADER_DEADLINE_S:.0f} s |" in text
+    assert f"its HTTP header included | {MOST_OF_STRANGERS // 1024} KiB |" in text

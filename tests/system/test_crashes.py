@@ -34,7 +34,7 @@ def test_a_runner_may_die_while_tasks_run_and_while_they_end(own_home: Home) -> 
     wait_for(
         lambda: home.json("node", "show", "node1")["state"] == "offline", "the node to be offline"
     )
-    log = next(home.folder.rglob(f"{ends_away}*/**/stdout"), None)
+    log = next(home.folder.rglob(f"{ends_away}-*.stdout"), None)
     assert log is not None, "the task's output is a file on its node"
     wait_for(lambda: log.read_text().endswith("\n20\n"), "the task to end without its runner")
     home.up()

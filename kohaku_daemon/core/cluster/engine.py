@@ -399,8 +399,8 @@ class ClusterEngine:
         if report.state is AttemptState.ENDED:
             exit_ = report.exit or Exit(Cause.NODE_FAILED, message="the runner gave no reason")
             if report.started_at:
-                task.started_at = self._plausible(report.started_at)
-            self._moves.take_end(task, exit_, self._plausible(report.at))
+                task.started_at = self._plausible(task, report.started_at)
+            self._moves.take_end(task, exit_, self._plausible(task, report.at))
             return
         back = task.state is TaskState.LOST
         try:
@@ -410,7 +410,7 @@ class ClusterEngine:
             self._take_remark(task, report)
             return
         if report.started_at and not task.started_at:
-            task.started_at = self._plausible(report.started_at)
+            task.started_at = self._plausible(task, report.started_at)
         self._moves.move(task, after, report.note or _SAID[report.state])
         if back:
             self._scribe.tell("task.back", f"task {task.id} is {after} on {node.name}", task=task)
@@ -529,9 +529,13 @@ class ClusterEngine:
         left = tuple(one for one in node.record.remnants if one is not remnant)
         self._scribe.keep_remnants(node, left)
 
-    def _plausible(self, at: float) -> float:
-        """Take a runner's word for a time unless its clock is off: never in the future."""
-        return min(at, self._scribe.now) if at > 0 else self._scribe.now
+    def _plausible(self, task: TaskRecord, at: float) -> float:
+        """Take a runner's word for a time unless its clock is off.
+
+        Nothing happens to a task in the future, or before there was one.
+        """
+        now = self._scribe.now
+        return min(max(at, task.created_at), now) if at > 0 else now
 
 
 def _may_go_on(task: TaskRecord, node: FleetNode, report: AttemptReport) -> bool:

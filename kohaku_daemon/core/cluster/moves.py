@@ -28,6 +28,10 @@ CLUSTER: Final = "the cluster"
 #: Seconds before the first retry; doubled with each, up to the longest. What fails at once
 #: must not turn the cluster into a mill.
 _FIRST_DELAY_S: Final = 1.0
+#: Steps of a task's history that are kept: its beginning and its latest. A runner that says
+#: "paused" and "running" for ever must not make a record grow without end.
+_FIRST_STEPS: Final = 100
+_LATEST_STEPS: Final = 900
 
 
 class Moves:
@@ -100,7 +104,7 @@ class Moves:
     def note(self, task: TaskRecord, cause: str, actor: str = "") -> None:
         """Add a step to a task's history, and keep it."""
         change = Change(self._scribe.now, task.state, cause, actor, task.attempt, task.node)
-        task.history = (*task.history, change)
+        task.history = _extend(task.history, change)
         self._scribe.add(SaveTask(task, self._state.batch_of(task).record))
 
     def ask_end(self, task: TaskRecord, actor: str, cause: str = "end asked for") -> None:
@@ -175,7 +179,7 @@ class Moves:
         task.started_at = 0.0
         task.not_before = not_before
         task.reason = cause
-        task.history = (*task.history, change)
+        task.history = _extend(task.history, change)
         self._scribe.add(SaveTask(task, self._state.batch_of(task).record))
         self._state.enqueue(task, self._scribe.now)
 
@@ -235,3 +239,9 @@ class Moves:
                     self.finish(task, event, exit_, self._scribe.now)
                 else:
                     self.ask_end(task, CLUSTER, exit_.message)
+
+
+def _extend(history: tuple[Change, ...], change: Change) -> tuple[Change, ...]:
+    if len(history) < _FIRST_STEPS + _LATEST_STEPS:
+        return (*history, change)
+    return (*history[:_FIRST_STEPS], *history[1 - _LATEST_STEPS :], change)

@@ -14,8 +14,6 @@ from kohaku_daemon.host.parts import Call
 from protocol.messages.cluster import Event, EventPage, GetStatus, ListEvents, Status
 from protocol.messages.hello import Identity, WhoAmI
 
-#: Seconds back that ended tasks are counted in the status.
-_LATELY_S: Final = 3600.0
 _LARGEST_PAGE: Final = 500
 
 
@@ -30,7 +28,7 @@ async def status(call: Call, params: GetStatus) -> Status:
     parts = call.parts
 
     def live() -> Status:
-        ended = parts.store.recent_counts(parts.clock.now() - _LATELY_S)
+        ended = parts.lately.counts(parts.clock.now())
         return view_status(
             parts.state,
             kohaku_daemon.version(),

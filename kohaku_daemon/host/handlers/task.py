@@ -161,12 +161,14 @@ async def wait(call: Call, params: WaitTasks) -> WaitResult:
     """Answer when tasks are over, or when the time to hold the answer is up."""
     parts = call.parts
     ids = await _named(call, params.tasks, params.batch)
-    unknown = [task for task in ids if task not in parts.state.tasks]
-    if params.batch is None:
-        await _check_known(parts, unknown)
-    live = [task for task in ids if _is_awaited(parts, task)]
     hold_s = min(max(params.hold_s, 0.0), _LONGEST_HOLD_S)
-    left = await parts.waiting.wait(live, hold_s)
+    if params.batch is None:
+        await _check_known(parts, [task for task in ids if task not in parts.state.tasks])
+    live = (task for task in ids if _is_awaited(parts, task))
+    if params.batch is None:
+        left = await parts.waiting.wait(live, hold_s)
+    else:
+        left = await parts.waiting.wait_batch(params.batch, live, hold_s)
     if not left:
         await parts.loop.settled()
     return WaitResult(done=not left, left=left)
@@ -194,7 +196,7 @@ async def logs(call: Call, params: OpenLogs) -> Ticket:
         raise Forbidden(f"task {record.id} belongs to somebody else")
     if params.attempt is not None and not 1 <= params.attempt <= record.attempt:
         raise NotFound(f"task {record.id} has no attempt {params.attempt}")
-    return call.parts.relay.ticket(params)
+    return call.parts.relay.ticket(params, call.actor.user)
 
 
 async def list_batches(call: Call, params: ListBatches) -> BatchPage:

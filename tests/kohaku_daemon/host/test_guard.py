@@ -18,7 +18,9 @@ from protocol.messages.task import SubmitTask
 from protocol.methods import TASK_LOGS, TASK_SUBMIT
 from protocol.models.access import Role
 from protocol.models.task import TaskSpec
-from tests.support.host import RunningHost, linked_runner, running_host
+from protocol.session import CloseCode
+from tests.support.host import TOKENS, RunningHost, linked_runner, running_host
+from tests.support.hostile import DROPPED, frame, greeted, opened
 
 Pipe = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -146,6 +148,34 @@ async def test_many_tools_of_one_machine_may_begin_at_the_same_moment(host: Runn
     for client in clients:
         assert client.is_open
         await client.close()
+
+
+async def test_a_stranger_may_say_so_much_and_who_has_a_token_more(host: RunningHost) -> None:
+    almost = frame(bytes(200_000), length=200_001)
+    async with greeted(host.authority, TOKENS[Role.VIEWER]) as known:
+        async with opened(host.authority) as stranger:
+            await stranger.send(almost)
+            assert await stranger.end() == (DROPPED, "")
+        async with greeted(host.authority, "") as guest:  # who says hello is a stranger still
+            await guest.send(almost)
+            assert await guest.end() == (DROPPED, "")
+        await known.send(almost, b"\0")
+        assert (await known.end())[0] == CloseCode.BAD_FRAME  # all of it was taken, and is none
+
+
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff::", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("::1", "::/64"),
+    ],
+)
+def test_what_counts_as_one_address(address: str, counted: str) -> None:
+    assert guard.household(address) == counted
 
 
 def test_an_address_without_connections_is_forgotten() -> None:

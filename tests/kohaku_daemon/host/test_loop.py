@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,19 +19,25 @@ from msgspec.structs import replace
 
 from kohaku_daemon.clock import SystemClock
 from kohaku_daemon.core.cluster.engine import ClusterEngine
-from kohaku_daemon.core.cluster.events import DrainAsked, JoinTokenAsked, RunnerBeat
+from kohaku_daemon.core.cluster.events import (
+    DrainAsked,
+    JoinTokenAsked,
+    RunnerBeat,
+    RunnerReported,
+)
 from kohaku_daemon.core.cluster.records import AuditRecord, DocumentChange, EventRecord
 from kohaku_daemon.host import loop as loop_module
 from kohaku_daemon.host.loop import HostLoop
+from kohaku_daemon.host.subscriptions import TaskChange
 from kohaku_daemon.store.tasks import Group, TaskStore
 from protocol.errors import Conflict, NotFound, Unavailable
-from protocol.ids import NodeName
+from protocol.ids import NodeName, TaskId
 from protocol.messages.cluster import GetStatus, ListEvents
 from protocol.messages.runner import Order, OrderStart
 from protocol.messages.task import ListTasks, SubmitTask, Submitted
 from protocol.methods import EVENT_LIST, STATUS, TASK_LIST, TASK_SUBMIT
 from protocol.models.node import Node, Readings
-from protocol.models.task import Task, TaskSpec, TaskState
+from protocol.models.task import TaskSpec, TaskState
 from tests.support.builders import OPERATOR, a_cluster, a_node, a_submission
 from tests.support.host import RunningHost, until
 
@@ -76,6 +82,8 @@ class Diary:
 
     lines: list[str] = field(default_factory=list)
     nodes: list[Node | None] = field(default_factory=list)
+    #: Whether somebody watches nodes.
+    is_watched: bool = True
 
     def send_order(self, node: NodeName, order: Order) -> None:
         assert isinstance(order, OrderStart)
@@ -84,15 +92,21 @@ class Diary:
     def close_link(self, node: NodeName, reason: str) -> None:
         self.lines.append(f"close {node}")
 
-    def task_changed(self, task: Task) -> None:
-        self.lines.append(f"task {task.state}")
+    def wants_nodes(self) -> bool:
+        return self.is_watched
 
-    def node_changed(self, name: NodeName, node: Node | None) -> None:
-        self.lines.append(f"node {name}")
-        self.nodes.append(node)
+    def tasks_changed(self, tasks: Mapping[TaskId, TaskChange]) -> None:
+        self.lines += [f"task {row.state}" for row, _ in tasks.values()]
 
-    def readings_changed(self, node: Node) -> None:
-        self.lines.append(f"readings {node.name}")
+    def nodes_changed(
+        self, nodes: Mapping[NodeName, Node | None], readings: Iterable[Node]
+    ) -> None:
+        self.lines += [f"node {name}" for name in nodes]
+        self.nodes += nodes.values()
+        self.lines += [f"readings {node.name}" for node in readings]
+
+    def nodes_skipped(self) -> None:
+        self.lines.append("nodes skipped")
 
     def event_told(self, event: EventRecord) -> None:
         self.lines.append(event.kind)
@@ -203,7 +217,10 @@ async def test_a_store_that_fails_holds_back_what_it_has_and_loses_and_doubles_n
     await asking
     assert rig.loop.trouble == ""
     await rig.submit(2)
-    assert [len(group.batches) for group in rig.store.groups] == [1, 1, 1]
+    batches = [len(group.batches) for group in rig.store.groups if group.batches]
+    assert batches == [1, 1, 1]
+    diary = [event.kind for group in rig.store.groups for event in group.events]
+    assert diary == ["host.failing", "host.well"]
     assert len(list(rig.store.store.live_tasks())) == 3
     assert "readings n1" in rig.diary.lines
     told = [record.getMessage() for record in caplog.records]
@@ -211,6 +228,26 @@ async def test_a_store_that_fails_holds_back_what_it_has_and_loses_and_doubles_n
         "cannot store changes, will go on trying",
         "changes can be stored again",
     ]
+
+
+async def test_who_waits_for_a_store_that_fails_is_told_so_unless_it_is_patient(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "_PATIENCE_S", 0.02)
+    reason = {"reason": "the disk is full"}
+    rig.store.failure = Unavailable("the store /secret failed", details=reason)
+    asking = asyncio.create_task(rig.submit(1))
+    report = RunnerReported(NodeName("n1"), ())
+    reporting = asyncio.create_task(rig.loop.ask(report, patient=True))
+    with pytest.raises(Unavailable, match="may yet be"):
+        await asyncio.wait_for(asking, 5)
+    assert rig.loop.reason == "the disk is full"
+    later = asyncio.create_task(rig.loop.ask(report, patient=True))
+    await asyncio.sleep(0.05)  # several more tries
+    assert not reporting.done()
+    rig.store.failure = None
+    await asyncio.gather(reporting, later)
+    assert [len(group.batches) for group in rig.store.groups if group.batches] == [1]
 
 
 async def test_documents_are_written_once_though_the_store_fails_after_them(rig: Rig) -> None:
@@ -372,7 +409,8 @@ async def test_with_a_full_disk_the_host_says_so_reads_on_and_catches_up(
 
     def refuse(store: TaskStore, group: Group) -> None:
         if is_full:
-            raise Unavailable("the store is full")
+            reason = {"reason": "the disk is full"}
+            raise Unavailable("the store is full", details=reason)
         write(store, group)
 
     def request(number: int) -> SubmitTask:
@@ -389,7 +427,7 @@ async def test_with_a_full_disk_the_host_says_so_reads_on_and_catches_up(
         async with asyncio.timeout(5):
             while await readiness() == (200, "ready\n"):
                 pass
-        assert await readiness() == (503, "nothing can be stored\n")
+        assert await readiness() == (503, "nothing can be stored: the disk is full\n")
         with pytest.raises(Unavailable, match="cannot store anything now: the store is full"):
             await admin.call(TASK_SUBMIT, request(3))
         status = await admin.call(STATUS, GetStatus())

@@ -238,6 +238,23 @@ async def test_a_reader_that_goes_away_ends_the_runners_side(host: RunningHost) 
         await dialling.__aexit__(None, None, None)
 
 
+@pytest.mark.parametrize("said", [b"x" * 60_000, "text"])
+async def test_a_reader_that_talks_is_shown_out(host: RunningHost, said: bytes | str) -> None:
+    async with await host.connect() as admin, linked_runner(host):
+        task = await submit(admin)
+        ticket = await admin.call(TASK_LOGS, OpenLogs(task=task, follow=True))
+        headers = {"Authorization": f"Ticket {ticket.ticket}"}
+        async with (
+            aiohttp.ClientSession() as http,
+            http.ws_connect(host.url + ticket.path, headers=headers, autoping=False) as socket,
+        ):
+            await socket.ping(b"there?")
+            pong = await socket.receive(5)
+            assert (pong.type, pong.data) == (aiohttp.WSMsgType.PONG, b"there?")
+            await (socket.send_str(said) if isinstance(said, str) else socket.send_bytes(said))
+            assert (await socket.receive(5)).type is aiohttp.WSMsgType.CLOSE
+
+
 @pytest.mark.parametrize("ending", ["break", "text", "too large"])
 async def test_a_runners_side_that_breaks_off_ends_the_readers(
     host: RunningHost, ending: str

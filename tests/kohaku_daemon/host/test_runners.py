@@ -17,11 +17,21 @@ from kohaku_daemon.core.cluster.records import JoinTokenRecord, PutDocument
 from kohaku_daemon.host import daemon
 from kohaku_daemon.store.documents import Documents
 from kohaku_daemon.store.tasks import TaskStore
-from protocol.errors import BadRequest, Conflict, KohakuError, TooLarge, Unauthenticated
+from protocol.errors import (
+    BadRequest,
+    Conflict,
+    KohakuError,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+)
+from protocol.ids import TaskId
+from protocol.messages.cluster import ListEvents
 from protocol.messages.node import OneNode, RemoveNode
 from protocol.messages.runner import AttemptReport, AttemptState, OrderKill, OrderStart, Report
 from protocol.messages.task import OneTask, SteerTasks, SubmitTask
 from protocol.methods import (
+    EVENT_LIST,
     METHODS,
     NODE_REMOVE,
     NODE_SHOW,
@@ -63,7 +73,7 @@ async def submit(host: RunningHost, **changes: Any) -> list[int]:
 
 async def task_state(host: RunningHost, task: int) -> TaskState:
     async with await host.connect() as admin:
-        return (await admin.call(TASK_SHOW, OneTask(task))).task.state  # type: ignore[arg-type]
+        return (await admin.call(TASK_SHOW, OneTask(TaskId(task)))).task.state
 
 
 # Who may come in ------------------------------------------------------------------------
@@ -280,6 +290,56 @@ async def test_what_could_not_be_shown_to_anybody_is_not_taken(host: RunningHost
         with pytest.raises(TooLarge, match="the inventory"):
             await runner.register(replace(an_inventory(), kernel="k" * 100_000))
         await runner.beat()
+
+
+async def test_what_cannot_be_is_not_taken(host: RunningHost) -> None:
+    async with linked_runner(host) as runner:
+        with pytest.raises(BadRequest, match="the readings"):
+            await runner.beat(cpu_percent=float("nan"))
+        with pytest.raises(BadRequest, match="twice among its cores"):
+            await runner.register(replace(an_inventory(), cores=(0, 0)))
+        (task,) = await submit(host)
+        order = await runner.start()
+        with pytest.raises(BadRequest, match=f"task {task}: exit code 300"):
+            await runner.end(order, code=300)
+        await runner.report(order, AttemptState.RUNNING, note="n" * 50_000)
+        async with await host.connect() as admin:
+            shown = (await admin.call(TASK_SHOW, OneTask(TaskId(task)))).task
+        assert shown.state is TaskState.RUNNING
+        assert len(shown.history[-1].cause) == 1000
+
+
+async def test_who_registers_for_ever_is_refused_after_a_while(host: RunningHost) -> None:
+    async with linked_runner(host) as runner:
+        for _ in range(29):  # once it has already
+            await runner.register()
+        with pytest.raises(Unavailable, match="30 times in a minute"):
+            await runner.register()
+        await runner.beat()  # its link stays
+
+
+async def test_a_registration_that_never_ends_is_refused(host: RunningHost) -> None:
+    async with linked_runner(host) as runner:
+        many = tuple(
+            AttemptReport(task=TaskId(number), attempt=1, state=AttemptState.ENDED)
+            for number in range(5000)
+        )
+        for _ in range(10):
+            await runner.register(attempts=many, more=True)
+        with pytest.raises(TooLarge, match="more than 50000 launches"):
+            await runner.register(attempts=many, more=True)
+        await runner.register(attempts=many[:100])
+
+
+async def test_of_launches_nobody_knows_some_are_told(host: RunningHost) -> None:
+    async with linked_runner(host) as runner, await host.connect() as admin:
+        strange = tuple(
+            AttemptReport(task=TaskId(number), attempt=1, state=AttemptState.RUNNING)
+            for number in range(1, 1001)
+        )
+        await runner.register(attempts=strange)
+        events = (await admin.call(EVENT_LIST, ListEvents(limit=500))).events
+        assert sum(event.kind == "task.unknown" for event in events) == 100
 
 
 # Orders and reports ---------------------------------------------------------------------

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from unittest.mock import Mock
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from kohaku_daemon.host.metrics import CommitTimes
-from kohaku_daemon.host.web import make_app
+from kohaku_daemon.host.guard import Census
+from kohaku_daemon.host.meters import Meters
+from kohaku_daemon.host.refusals import Refusals
+from kohaku_daemon.host.web import listen, make_app
 from kohaku_daemon.wire import Served
 from protocol.messages.hello import WhoAmI
 from protocol.methods import WHOAMI
 from protocol.models.access import Role
 from protocol.session import CloseCode
 from tests.support.host import TOKENS, RunningHost, dial_runner, linked_runner
+from tests.support.hostile import frame, greeted
 
+#: The kernel's own limit (man 2 listen).
+MOST_WAITING = int(Path("/proc/sys/net/core/somaxconn").read_text())
 FOR_ANYBODY = {"/healthz": "ok\n", "/readyz": "ready\n"}
 #: They let a stranger in and refuse what is said there.
 UPGRADES = {"/v1/ws", "/v1/runner"}
@@ -27,7 +35,7 @@ HTTP_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRA
 
 def all_paths() -> Iterator[str]:
     """Give the path of every route there is, as the application's own router knows them."""
-    app: web.Application = make_app(Mock(), CommitTimes())
+    app: web.Application = make_app(Mock(), Meters())
     for resource in app.router.resources():
         info = resource.get_info()
         yield info.get("path") or info["formatter"].replace("{stream}", "0123456789abcdef")
@@ -130,24 +138,37 @@ async def test_a_page_of_another_site_may_not_talk_to_the_host(
 async def test_garbage_closes_its_own_connection_and_no_other(
     host: RunningHost, http: aiohttp.ClientSession, path: str, garbage: bytes | str, code: CloseCode
 ) -> None:
-    async with await host.connect() as other, http.ws_connect(host.url + path) as socket:
+    async with await host.connect() as other, http.ws_connect(host.url + path) as there:
         if isinstance(garbage, str):
-            await socket.send_str(garbage)
+            await there.send_str(garbage)
         else:
-            await socket.send_bytes(garbage)
-        closing = await asyncio.wait_for(socket.receive(), 5)
+            await there.send_bytes(garbage)
+        closing = await asyncio.wait_for(there.receive(), 5)
         assert (closing.type, closing.data) == (aiohttp.WSMsgType.CLOSE, code)
         assert (await other.call(WHOAMI, WhoAmI())).user == "admin"
 
 
 async def test_a_message_above_the_limit_of_the_wire_closes_its_connection(
-    host: RunningHost, http: aiohttp.ClientSession
+    host: RunningHost,
 ) -> None:
-    async with await host.connect() as other, http.ws_connect(host.url + "/v1/ws") as socket:
-        await socket.send_bytes(b"\x00" * 300_000)
-        closing = await asyncio.wait_for(socket.receive(), 5)
-        assert closing.type is aiohttp.WSMsgType.CLOSE
+    async with (
+        await host.connect() as other,
+        greeted(host.authority, TOKENS[Role.VIEWER]) as peer,
+    ):
+        await peer.send(frame(b"\x00" * 300_000))
+        code, _ = await peer.end()
+        assert code == 1009  # message too big (RFC 6455 section 7.4.1)
         assert (await other.call(WHOAMI, WhoAmI())).user == "admin"
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/metrics", "/v1/stream/logs", "/v1/nowhere"])
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS", "PROPFIND"])
+async def test_a_page_of_another_site_is_refused_on_every_path(
+    host: RunningHost, http: aiohttp.ClientSession, path: str, method: str
+) -> None:
+    headers = {"Origin": "http://evil.example", **bearer(TOKENS[Role.ADMIN])}
+    async with http.request(method, host.url + path, headers=headers) as answer:
+        assert answer.status == 403
 
 
 async def test_all_are_told_though_some_go_while_others_are_told(
@@ -164,6 +185,25 @@ async def test_all_are_told_though_some_go_while_others_are_told(
     await host.stop()
     for client in clients:
         assert (await client.closed).code == CloseCode.GOING_AWAY
+
+
+async def test_many_may_wait_to_be_let_in_and_few_are_at_once() -> None:
+    runner = web.AppRunner(web.Application())
+    await runner.setup()
+    census = Census(1000, Refusals(lambda: 0.0))
+    server, port = await listen(runner, "127.0.0.1", 0, census)
+    (listening,) = server.sockets
+    # Of a listening socket tcpi_sacked is how many may wait (Linux, net/ipv4/tcp.c, tcp_get_info).
+    facts = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+    assert int.from_bytes(facts[28:32], sys.byteorder) == min(1024, MOST_WAITING)
+    clients = [await asyncio.open_connection("127.0.0.1", port) for _ in range(100)]
+    for reader, writer in clients:
+        writer.write(b"GET / HTTP/1.0\r\n\r\n")
+        assert b" 404 " in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+    server.close()
+    await runner.cleanup()
 
 
 async def test_everybody_is_told_when_the_host_stops(host: RunningHost) -> None:

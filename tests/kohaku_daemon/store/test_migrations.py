@@ -45,6 +45,7 @@ def test_a_cluster_of_every_version_is_read(version: int, tmp_path: Path) -> Non
     documents = Documents.open(sample(f"cluster-v{version}.json", tmp_path), new_cluster="other")
     assert documents.read() == Book(
         cluster="4242",
+        epoch=0,
         nodes={NODE.name: NODE},
         tokens={TOKEN.digest: TOKEN},
         join_tokens={JOIN_TOKEN.digest: JOIN_TOKEN},

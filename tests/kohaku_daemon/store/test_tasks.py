@@ -144,9 +144,9 @@ def test_pages_are_what_a_list_would_give(store: TaskStore) -> None:
         )
 
     assert list(store.live_tasks()) == [task for task in everything if task.state in LIVE_STATES]
-    assert store.recent_counts(50.0) == Counter(
-        task.state for task in everything if task.state.is_final and task.ended_at >= 50
-    )
+    ended = [task for task in everything if task.state.is_final and task.ended_at >= 50]
+    counted = {(minute, state): count for minute, state, count in store.ends_since(50.0)}
+    assert counted == Counter((int(task.ended_at // 60), task.state) for task in ended)
     for batch in batches:
         of_batch = [task for task in everything if task.batch == batch.id]
         summary = store.batch_summary(batch.id)

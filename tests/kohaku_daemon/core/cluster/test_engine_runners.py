@@ -326,3 +326,21 @@ def test_a_batch_number_is_in_every_order(play: Playbook) -> None:
     (order,) = play.orders
     assert isinstance(order, OrderStart)
     assert order.batch == BatchId(batch)
+
+
+def test_a_runner_that_changes_its_mind_for_ever_fills_nothing(play: Playbook) -> None:
+    play.run(a_submission())
+    for _ in range(600):
+        play.hear(1, PAUSED)
+        play.hear(1, RUNNING)
+    history = play.task(1).history
+    assert len(history) == 1000
+    assert (history[0].cause, history[-1].state) == ("submitted", "running")
+
+
+def test_nothing_happened_to_a_task_before_there_was_one(play: Playbook) -> None:
+    play.run(a_submission())
+    created = play.task(1).created_at
+    report = replace(play.report(play.id(1), ENDED, exit_=DONE), at=5.0, started_at=4.0)
+    play.tell(RunnerReported(N1, (report,)))
+    assert (play.task(1).started_at, play.task(1).ended_at) == (created, created)

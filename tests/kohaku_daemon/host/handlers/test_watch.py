@@ -435,6 +435,7 @@ async def test_two_hundred_large_nodes_can_be_watched_and_listed(tmp_path: Path)
     give_tokens(tmp_path / "data")
     documents = Documents.open(tmp_path / "data/cluster.json", new_cluster="77")
     documents.apply([PutDocument(a_node(f"n{number:03}", inventory)) for number in range(200)])
+    TaskStore.open(tmp_path / "data/tasks.sqlite").close()  # nodes without it are a loss
     async with running_host(tmp_path / "data") as host:
         async with await host.connect() as admin:
             mirror = await read_until_ready(admin, Topic.NODES, Topic.READINGS)
