@@ -232,6 +232,8 @@ def _facts(node: Node, now: float) -> Iterator[tuple[str, str | Cell]]:
     has, held = node.inventory, node.claimed
     yield "node", node.name
     yield "state", Cell(node_state(node), state_style(node.state))
+    for trouble in node.readings.troubles if node.readings is not None else ():
+        yield "problem", Cell(trouble, "red")
     yield (
         "seen",
         f"{moment(node.seen_at)}, {age(node.seen_at, now)} ago" if node.seen_at else "never",

@@ -280,5 +280,16 @@ def processes_of(task: str) -> list[int]:
 
 
 def tell(task: str) -> None:
-    """Tell a patient task to end: its shell is the oldest of its processes."""
-    os.kill(processes_of(task)[0], signal.SIGUSR1)
+    """Tell a patient task to end: its shell is the one whose parent is none of its processes."""
+    every = set(processes_of(task))
+    (shell,) = [pid for pid in every if parent_of(pid) not in every | {None}]
+    os.kill(shell, signal.SIGUSR1)
+
+
+def parent_of(pid: int) -> int | None:
+    """Give the parent of a process; None if it is over (man 5 proc)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(stat.rpartition(")")[2].split()[1])

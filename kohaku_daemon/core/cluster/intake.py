@@ -20,7 +20,7 @@ from kohaku_daemon.core.cluster.records import BatchRecord, TaskRecord
 from kohaku_daemon.core.cluster.scribe import Scribe
 from kohaku_daemon.core.cluster.state import ClusterState, LiveBatch, live_batch
 from kohaku_daemon.core.placement.gang import plan_gang
-from kohaku_daemon.core.placement.place import Site, candidates, verdict
+from kohaku_daemon.core.placement.place import Site, candidates, could_ever, verdict
 from kohaku_daemon.core.task.validation import batch_size, check_request_id, check_submission
 from protocol.errors import Conflict, Forbidden, NoFit, NotFound
 from protocol.ids import BatchId, NodeName, TaskId, UserName
@@ -220,12 +220,12 @@ def _refuse_hopeless(batch: LiveBatch, sites: dict[NodeName, Site]) -> None:
         NoFit: With the reasons, node by node.
     """
     for request in dict.fromkeys(batch.requests):
-        asked = sorted(candidates(request, sites), key=lambda site: site.name)
-        verdicts = [verdict(request, site) for site in asked]
+        asked = list(candidates(request, sites))
         # A node that joined and never registered has shown no hardware to judge by.
-        unknown = any(not site.books.inventory.cores for site in asked)
-        if not asked or unknown or any(one.could_ever for one in verdicts):
+        hopeful = (not site.books.inventory.cores or could_ever(request, site) for site in asked)
+        if not asked or any(hopeful):
             continue
+        verdicts = [verdict(request, site) for site in sorted(asked, key=lambda site: site.name)]
         raise NoFit(
             f"no node could ever hold this, even idle ({len(verdicts)} asked)",
             hint="ask for less, or see what there is: kohaku node list",

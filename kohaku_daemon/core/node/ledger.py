@@ -23,11 +23,12 @@ So whatever stands still while the disk is full, it is not what ends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from kohaku_daemon.core.node.actions import Forget, NodeAction, Remember, RemoveLaunch
 from kohaku_daemon.core.node.records import LaunchRecord
+from protocol.messages.runner import AttemptReport, AttemptState
 
 
 @dataclass(slots=True, eq=False)
@@ -52,17 +53,37 @@ class Bundle:
 class Ledger:
     """Sorts actions by what they wait for. One bundle gathers while another is written."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Iterable[str] = ()) -> None:
+        """``known`` are the launches on the disk whose end the host may not know."""
         #: Gathers.
         self.open = Bundle(1)
         #: Is being written.
         self.under_way: Bundle | None = None
         #: By launch, the bundle without which nothing may be said of it.
         self._held: dict[str, Bundle] = {}
+        self._known = set(known)
 
     def is_kept(self, key: str) -> bool:
         """Say whether all that must be on the disk of a launch is there."""
         return key not in self._held
+
+    def tellable(self, reports: Iterable[AttemptReport]) -> Iterator[AttemptReport]:
+        """Give what may be said of launches now: no more than the disk has.
+
+        One whose order is not there yet is left out: the host gives the order again, which
+        changes nothing.
+        """
+        for report in reports:
+            key = f"{report.task}-{report.attempt}"
+            if self.is_kept(key):
+                yield report
+            elif key in self._known:
+                yield AttemptReport(
+                    task=report.task,
+                    attempt=report.attempt,
+                    state=AttemptState.ACCEPTED,
+                    at=report.at,
+                )
 
     def take(self, actions: Sequence[NodeAction]) -> list[NodeAction]:
         """Take what came of one event; give what may be carried out at once."""
@@ -94,6 +115,11 @@ class Ledger:
         assert done is not None, "nothing is being written"
         self.under_way = None
         self._held = {key: held for key, held in self._held.items() if held is not done}
+        for key, record in done.puts.items():
+            if record.settled:
+                self._known.discard(key)
+            else:
+                self._known.add(key)
         return done.owed
 
     def _put(self, record: LaunchRecord, *, later: bool) -> None:

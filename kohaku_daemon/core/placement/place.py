@@ -51,6 +51,11 @@ def could_take(request: Request, site: Site) -> bool:
     )
 
 
+def could_ever(request: Request, site: Site) -> bool:
+    """Say whether a site could take the request if it were idle, whole and in service."""
+    return fits(request, site.books.emptied()) and not unsuitable(request, site.books, site.labels)
+
+
 def choose_held(
     request: Request,
     sites: Iterable[Site],

@@ -18,7 +18,8 @@ from kohaku_daemon.core.node.ledger import Ledger
 from kohaku_daemon.core.node.records import LaunchRecord
 from kohaku_daemon.core.workload import Handle, Launch
 from protocol.ids import BatchId, TaskId
-from protocol.models.task import TaskSpec
+from protocol.messages.runner import AttemptState
+from protocol.models.task import Cause, Exit, TaskSpec
 
 HANDLE = Handle(backend="mock")
 
@@ -121,6 +122,30 @@ def test_a_launch_written_again_during_its_commit_is_held_until_both_are_done(
     ledger.close()
     ledger.finish()
     assert ledger.is_kept("1-1")
+
+
+def test_the_host_is_told_no_more_than_the_disk_has(ledger: Ledger) -> None:
+    record = a_record()
+    ledger.take(an_order(record))
+    assert list(ledger.tellable([record.report()])) == []
+    ledger.close()
+    ledger.finish()
+    assert list(ledger.tellable([record.report()])) == [record.report()]
+
+    accepted = record.report()
+    record.state, record.exit = AttemptState.ENDED, Exit(Cause.START_FAILED)
+    ledger.take([Remember(record)])
+    assert list(ledger.tellable([record.report()])) == [accepted]
+    ledger.close()
+    ledger.finish()
+    assert list(ledger.tellable([record.report()])) == [record.report()]
+
+
+def test_what_an_earlier_run_kept_is_told_of() -> None:
+    record = a_record()
+    ledger = Ledger(["1-1"])
+    ledger.take([Remember(record)])  # under a new handle
+    assert list(ledger.tellable([record.report()])) == [record.report()]
 
 
 def test_what_is_forgotten_is_not_written(ledger: Ledger) -> None:
