@@ -234,7 +234,9 @@ class HostLoop:
     def tell(self, event: ClusterEvent) -> None:
         """Handle something that happened and that nobody waits for."""
         self._happen(event)
-        self._wake.set()
+        # Most heartbeats change nothing that anybody wants: they cost no turn of the loop.
+        if not (self._gathering.is_empty() and self._engine.state.backlog.is_settled):
+            self._wake.set()
 
     def audit(self, record: AuditRecord, outcome: str = "ok") -> None:
         """Keep a line of who did what."""
@@ -325,7 +327,10 @@ class HostLoop:
             case CloseLink():
                 gathering.orders.append(action)
             case ReadingsChanged(node):
-                gathering.readings[node] = None
+                if self._world.wants_nodes():
+                    gathering.readings[node] = None
+                else:
+                    self._world.nodes_skipped()
             case SaveBatch(new):
                 gathering.batches.append(new)
             case SaveEvent(event):
@@ -337,11 +342,13 @@ class HostLoop:
                     gathering.answers.append((future, value))
 
     async def _commit(self) -> None:
-        began = self._clock.monotonic()
-        self._happen(PlacementDue())
-        self._meters.placements.observe(self._clock.monotonic() - began)
-        if not self._engine.state.backlog.is_settled:
-            self._wake.set()  # what more fits is placed once this group is written
+        backlog = self._engine.state.backlog
+        if not backlog.is_settled:
+            began = self._clock.monotonic()
+            self._happen(PlacementDue())
+            self._meters.placements.observe(self._clock.monotonic() - began)
+            if not backlog.is_settled:
+                self._wake.set()  # what more fits is placed once this group is written
         gathering, self._gathering = self._gathering, _Gathering()
         if gathering.is_empty():
             return

@@ -17,9 +17,10 @@ from kohaku_daemon.backends.base import Backend
 from kohaku_daemon.backends.registry import DEFAULT_BACKENDS, BackendPlace, make_backend
 from kohaku_daemon.clock import SystemClock
 from kohaku_daemon.core.node.engine import NodeEngine
-from kohaku_daemon.core.workload import Handle
+from kohaku_daemon.core.node.records import LaunchRecord
 from kohaku_daemon.probe.prober import Prober
 from kohaku_daemon.runner.config import RunnerConfig
+from kohaku_daemon.runner.disks import Disks
 from kohaku_daemon.runner.effects import Effects
 from kohaku_daemon.runner.link import Link
 from kohaku_daemon.runner.logs import TaskLogs
@@ -95,14 +96,24 @@ class Runner:
             cap=config.log_cap,
             keep_s=config.log_keep_s,
             most=config.log_total,
+            node=config.name,
         )
         self._effects = Effects(
             kit.backends,
+            node=config.name,
             default_backend=kit.default,
             scratch=ScratchFolders(config.data / SCRATCH),
             logs=logs,
             post=self._loop.post,
             report=outbox.put,
+        )
+        self._disks = Disks(
+            {
+                "what it started": config.data,
+                "output": config.data / LOGS,
+                "scratch folders": config.data / SCRATCH,
+                "what backends know": config.data / BACKENDS,
+            }
         )
         self._instruments = Instruments(
             Prober(
@@ -115,8 +126,9 @@ class Runner:
             kit.infos,
             kit.default,
             self._loop.live,
+            self._list_troubles,
         )
-        self._upkeep = Upkeep(logs, self._loop, clock)
+        self._upkeep = Upkeep(logs, self._disks, self._loop, clock)
         link = Link(
             node=config.name,
             instance=secrets.token_hex(16),
@@ -124,7 +136,7 @@ class Runner:
             outbox=outbox,
             planner=self._effects,
             instrument=self._instruments,
-            streams=LogStreams(config.host, self._credential, logs, self._loop),
+            streams=LogStreams(config.host, self._credential, logs, self._loop, config.name),
         )
         self._uplink = Uplink(config, memory, link)
 
@@ -136,11 +148,11 @@ class Runner:
             await self._instruments.inventory()
             async with asyncio.TaskGroup() as jobs:
                 parts = [
-                    jobs.create_task(self._loop.run(records, self._effects.carry_out), name="loop"),
+                    jobs.create_task(self._loop.run(records, self._effects), name="loop"),
                     jobs.create_task(self._instruments.run(), name="readings"),
                     jobs.create_task(self._upkeep.run(), name="upkeep"),
                 ]
-                link = jobs.create_task(self._keep_link(on_ready), name="uplink")
+                link = jobs.create_task(self._keep_link(records, on_ready), name="uplink")
                 await stop.wait()
                 _log.info("stopping; tasks go on")
                 link.cancel()
@@ -156,16 +168,21 @@ class Runner:
             await self._effects.close()
             self._instruments.close()
 
-    async def _keep_link(self, on_ready: Callable[[str], None]) -> None:
+    async def _keep_link(
+        self, records: Iterable[LaunchRecord], on_ready: Callable[[str], None]
+    ) -> None:
         await self._loop.recovered()
-        self._effects.clean_up(self._settled_handle)
+        self._effects.clean_up(records)
         await self._instruments.read()
         on_ready(self._config.name)
         await self._uplink.run()
 
-    def _settled_handle(self, key: str) -> Handle | None:
-        record = self._loop.record(key)
-        return record.handle if record is not None and record.settled else None
+    def _list_troubles(self) -> tuple[str, ...]:
+        """Say why nothing new can be started here. Of a disk that is full once is enough."""
+        troubles = self._disks.troubles
+        if self._loop.trouble and not troubles:
+            return (f"it cannot keep what it starts: {self._loop.trouble}",)
+        return troubles
 
     def _credential(self) -> str:
         identity = self._memory.identity()

@@ -4,6 +4,9 @@ Knows: which backend a launch belongs to, folders, how much goes on at once, wha
 may say to the task's owner.
 Does not know: when anything should happen (``core.node``), the vault, the link.
 
+What comes together is done together: a burst of starts has its folders made in one go, and a
+few jobs go through them.
+
 A bug of a backend must cost its own launch at most, so whatever a backend raises is caught
 here, logged under an incident number and turned into an event.
 """
@@ -12,8 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-from collections.abc import Callable, Coroutine, Mapping
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, assert_never
 
 from msgspec.structs import replace
@@ -29,6 +32,7 @@ from kohaku_daemon.core.node.actions import (
     RemoveLaunch,
     ResumeLaunch,
     SendReport,
+    SetDeadline,
     StartLaunch,
     WatchLaunch,
 )
@@ -42,8 +46,12 @@ from kohaku_daemon.core.node.events import (
     NodeEvent,
     StartOrdered,
 )
+from kohaku_daemon.core.node.records import LaunchRecord
 from kohaku_daemon.core.workload import Finding, Found, Handle, Launch, Started
+from kohaku_daemon.runner.deadlines import Deadlines
 from kohaku_daemon.runner.logs import TaskLogs
+from kohaku_daemon.runner.reasons import about, cut, explain
+from kohaku_daemon.runner.removal import Removal
 from kohaku_daemon.runner.scratch import ScratchFolders
 from kohaku_daemon.supervise import spawn
 from protocol.errors import KohakuError
@@ -59,8 +67,6 @@ _ASK_FIRST_S: Final = 0.5
 _ASK_LONGEST_S: Final = 30.0
 #: Seconds that what is under way has to finish when the runner stops.
 _FINISH_S: Final = 5.0
-#: Characters of a text a backend gives for people. A report has to fit a message.
-_LONGEST_TEXT: Final = 2000
 
 
 class Effects:
@@ -70,6 +76,7 @@ class Effects:
         self,
         backends: Mapping[str, Backend],
         *,
+        node: str,
         default_backend: str,
         scratch: ScratchFolders,
         logs: TaskLogs,
@@ -77,12 +84,19 @@ class Effects:
         report: Callable[[AttemptReport], None],
     ) -> None:
         self._backends = backends
+        self._node = node
         self._default = default_backend
         self._scratch = scratch
         self._logs = logs
         self._post = post
         self._report = report
-        self._starts = asyncio.Semaphore(_STARTS_AT_ONCE)
+        #: Launches to be started, and how many jobs go through them.
+        self._to_start: deque[tuple[Launch, Handle]] = deque()
+        self._starters = 0
+        #: Folders that were made for a start, or why they could not be.
+        self._prepared: dict[str, TaskFolders | OSError] = {}
+        self._removal = Removal(backends, node=node, scratch=scratch, logs=logs, begin=self._begin)
+        self._deadlines = Deadlines(post)
         #: Pausing and resuming one launch keep their order.
         self._holding: dict[str, asyncio.Lock] = {}
         self._jobs: set[asyncio.Task[None]] = set()
@@ -98,34 +112,54 @@ class Effects:
         try:
             return StartOrdered(launch, backend.plan(launch))
         except Exception as error:  # a backend's bug, see above
-            return StartOrdered(launch, None, _explain(error, "planning", launch.key))
+            return StartOrdered(launch, None, self._explain(error, "planning", launch.key))
 
-    def carry_out(self, action: NodeAction) -> None:
-        """Begin an action; does not wait for its end."""
-        match action:
-            case StartLaunch():
-                self._begin(self._start(action.launch, action.handle), "start", action.launch.key)
-            case AdoptLaunch():
-                self._begin(self._adopt(action.launch, action.handle), "adopt", action.launch.key)
-            case WatchLaunch():
-                self._watch(action)
-            case KillLaunch():
-                self._begin(self._kill(action), "kill", action.key)
-            case PauseLaunch() | ResumeLaunch():
-                self._begin(self._hold(action), "hold", action.key)
-            case RemoveLaunch():
-                self._begin(
-                    self._remove(action.launch.key, action.handle), "remove", action.launch.key
-                )
-            case SendReport(report):
-                self._report(report)
-            case Remember() | Forget():
-                pass  # the loop has seen to it
-            case _:
-                assert_never(action)
+    def prepare(self, actions: Sequence[NodeAction]) -> None:
+        """Make the folders of what is to be started. Blocks; called in a thread."""
+        for action in actions:
+            if isinstance(action, StartLaunch):
+                self._prepared[action.key] = self._make_folders(action.key)
+
+    def carry_out(self, actions: Sequence[NodeAction]) -> None:
+        """Begin actions, in order; does not wait for their end."""
+        for action in actions:
+            match action:
+                case SendReport(report):
+                    self._report(report)
+                case StartLaunch(launch, handle):
+                    self._to_start.append((launch, handle))
+                case WatchLaunch():
+                    self._watch(action)
+                case RemoveLaunch(launch, handle):
+                    self._holding.pop(launch.key, None)
+                    self._removal.put(launch.key, handle)
+                case SetDeadline(key, in_s):
+                    self._deadlines.set(key, in_s)
+                case KillLaunch():
+                    self._begin(self._kill(action), f"kill {action.key}")
+                case AdoptLaunch(launch, handle):
+                    self._begin(self._adopt(launch, handle), f"adopt {launch.key}")
+                case PauseLaunch() | ResumeLaunch():
+                    self._begin(self._hold(action), f"hold {action.key}")
+                case Remember() | Forget():
+                    pass  # the loop has seen to it
+                case _:
+                    assert_never(action)
+        self._see_to_queues()
+
+    def _see_to_queues(self) -> None:
+        for _ in range(min(len(self._to_start), _STARTS_AT_ONCE - self._starters)):
+            self._starters += 1
+            self._begin(self._start_all(), "start")
+
+    def clean_up(self, records: Iterable[LaunchRecord]) -> None:
+        """Remove what an earlier run did not come to remove of launches that are settled."""
+        self._removal.put_left(records)
 
     async def close(self) -> None:
         """Give what is under way a moment to finish, then let go of it; a restart finds it."""
+        self._deadlines.clear()
+        self._removal.begin()
         jobs = set(self._jobs)
         if jobs:
             await asyncio.wait(jobs, timeout=_FINISH_S)
@@ -133,31 +167,42 @@ class Effects:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
 
-    def _begin(self, work: Coroutine[Any, Any, None], verb: str, key: str) -> None:
-        job = spawn(work, name=f"{verb} {key}")
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        job = spawn(work, name=name)
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
 
     # Starting -----------------------------------------------------------------------
 
+    async def _start_all(self) -> None:
+        """Start one launch after the other until none waits."""
+        try:
+            while self._to_start:
+                launch, handle = self._to_start.popleft()
+                await self._start(launch, handle)
+        finally:
+            self._starters -= 1
+
     async def _start(self, launch: Launch, handle: Handle) -> None:
-        async with self._starts:
-            try:
-                folders = await asyncio.to_thread(self._make_folders, launch.key)
-            except OSError as error:
-                self._post(
-                    LaunchFailed(launch.key, f"cannot make its folders: {error.strerror or error}")
-                )
-                return
-            try:
-                started = await self._backends[handle.backend].start(launch, handle, folders)
-            except BackendFailed as error:
-                self._post(LaunchFailed(launch.key, _cut(error.message)))
-            except Exception as error:  # a backend's bug, see above
-                message = _explain(error, "starting", launch.key)
-                await self._find_out(launch, handle, message)
-            else:
-                self._post(LaunchStarted(launch.key, replace(started, note=_cut(started.note))))
+        key = launch.key
+        folders = self._prepared.pop(key, None)
+        if folders is None:  # it waited for something else than its commit
+            folders = await asyncio.to_thread(self._make_folders, key)
+        if isinstance(folders, OSError):
+            why = folders.strerror or folders
+            self._post(LaunchFailed(key, f"cannot make its folders: {why}"))
+            return
+        try:
+            started = await self._backends[handle.backend].start(launch, handle, folders)
+        except BackendFailed as error:
+            self._post(LaunchFailed(key, cut(error.message)))
+        except Exception as error:  # a backend's bug, see above
+            message = self._explain(error, "starting", key)
+            await self._find_out(launch, handle, message)
+        else:
+            if (note := cut(started.note)) is not started.note:
+                started = replace(started, note=note)
+            self._post(LaunchStarted(key, started))
 
     async def _find_out(self, launch: Launch, handle: Handle, message: str) -> None:
         """Learn whether a start that broke off has begun: what runs must not count as failed."""
@@ -168,13 +213,13 @@ class Effects:
             started = Started(started_at=finding.started_at, note=message)
             self._post(LaunchStarted(launch.key, started))
 
-    def _make_folders(self, key: str) -> TaskFolders:
-        stdout, stderr = self._logs.make(key)
-        return TaskFolders(scratch=self._scratch.make(key), stdout=stdout, stderr=stderr)
-
-    def _clear_folders(self, key: str) -> None:
-        self._logs.finish(key)
-        self._scratch.remove(key)
+    def _make_folders(self, key: str) -> TaskFolders | OSError:
+        try:
+            scratch = self._scratch.make(key)
+        except OSError as error:
+            return error
+        stdout, stderr = self._logs.new_paths(key)
+        return TaskFolders(scratch=scratch, stdout=stdout, stderr=stderr)
 
     # After a restart ----------------------------------------------------------------
 
@@ -196,7 +241,7 @@ class Effects:
         try:
             return backend.plan(launch)
         except Exception as error:  # a backend's bug, see above
-            _explain(error, "planning", launch.key)
+            self._explain(error, "planning", launch.key)
             return None
 
     async def _ask_fate(self, key: str, handle: Handle) -> Finding:
@@ -211,8 +256,8 @@ class Effects:
             except Exception as error:  # a backend's bug, see above
                 if not told:
                     told = True
-                    _explain(error, "adopting", key)
-                    _log.error("cannot learn what became of a launch", extra={"launch": key})
+                    self._explain(error, "adopting", key)
+                    _log.error("cannot learn what became of a launch", extra=about(key, self._node))
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, _ASK_LONGEST_S)
 
@@ -225,13 +270,13 @@ class Effects:
         try:
             self._backends[action.handle.backend].watch(action.handle, on_exit)
         except Exception as error:  # a backend's bug, see above
-            self._post(LaunchRefused(action.key, _explain(error, "watching", action.key)))
+            self._post(LaunchRefused(action.key, self._explain(error, "watching", action.key)))
 
     async def _kill(self, action: KillLaunch) -> None:
         try:
             await self._backends[action.handle.backend].kill(action.handle, action.grace_s)
         except Exception as error:  # a backend's bug, see above
-            self._post(LaunchRefused(action.key, _explain(error, "ending", action.key)))
+            self._post(LaunchRefused(action.key, self._explain(error, "ending", action.key)))
 
     async def _hold(self, action: PauseLaunch | ResumeLaunch) -> None:
         paused = isinstance(action, PauseLaunch)
@@ -241,34 +286,12 @@ class Effects:
                 await (backend.pause if paused else backend.resume)(action.handle)
             except Exception as error:  # a backend's bug, see above
                 verb = "pausing" if paused else "resuming"
-                self._post(LaunchRefused(action.key, _explain(error, verb, action.key)))
+                self._post(LaunchRefused(action.key, self._explain(error, verb, action.key)))
             else:
                 self._post(LaunchHeld(action.key, paused))
 
-    # Ended launches -----------------------------------------------------------------
-
-    def clean_up(self, is_over: Callable[[str], Handle | None]) -> None:
-        """Remove what an earlier run did not come to remove.
-
-        ``is_over`` gives the handle of a launch whose end the host knows, else None.
-        """
-        for key in self._scratch.list_keys():
-            handle = is_over(key)
-            if handle is not None:
-                self._begin(self._remove(key, handle), "remove", key)
-
-    async def _remove(self, key: str, handle: Handle) -> None:
-        self._holding.pop(key, None)
-        try:
-            # The scratch folder goes last: it is the mark that there is something to remove.
-            if (backend := self._backends.get(handle.backend)) is not None:
-                await backend.remove(handle)
-            await asyncio.to_thread(self._clear_folders, key)
-        except (KohakuError, OSError) as error:
-            # Tried again by ``clean_up`` after the next start.
-            _log.warning("cannot remove what is left: %s", error, extra={"launch": key})
-        except Exception as error:  # a backend's bug, see above
-            _explain(error, "removing", key)
+    def _explain(self, error: Exception, doing: str, key: str) -> str:
+        return explain(error, doing, key, self._node)
 
 
 async def _drop_plan(backend: Backend, handle: Handle) -> None:
@@ -284,19 +307,5 @@ def _unknowable(backend: str) -> Finding:
     return Finding(found=Found.ENDED, exit=Exit(Cause.NODE_FAILED, message=message))
 
 
-def _explain(error: Exception, doing: str, key: str) -> str:
-    """Say why a backend failed. Only its own errors are for people; others are bugs of ours."""
-    if isinstance(error, KohakuError):
-        _log.warning("%s failed: %s", doing, error, extra={"launch": key})
-        return _cut(error.message)
-    incident = secrets.token_hex(4)
-    _log.error("%s failed, incident %s", doing, incident, exc_info=error, extra={"launch": key})
-    return f"{doing} it failed on its node, incident {incident} in the runner's log"
-
-
 def _cut_exit(exit_: Exit) -> Exit:
-    return replace(exit_, message=_cut(exit_.message))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"
+    return replace(exit_, message=cut(exit_.message)) if exit_.message else exit_

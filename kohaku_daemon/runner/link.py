@@ -5,15 +5,18 @@ Does not know: how the link came to be, or when to dial again (``uplink``).
 
 Whatever goes wrong with a call ends the link: on the next one everything is said anew, so
 nothing has to be remembered of a link that failed.
+
+A runner whose vault cannot be written stays on its link and beats on. Its heartbeats say what
+is wrong, so that the host gives it nothing new; what was ordered meanwhile waits here.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, Final, NoReturn, Protocol
 
-from kohaku_daemon.core.node.engine import NodeEngine
 from kohaku_daemon.core.node.events import (
     KillOrdered,
     NodeEvent,
@@ -54,7 +57,7 @@ from protocol.models.node import Inventory, Readings
 _WINDOW: Final = 8
 #: Seconds the host has to answer what it must first commit.
 _COMMIT_S: Final = 60.0
-#: Seconds our own disk and readers have before a link is given up.
+#: Seconds our own readers have before a link is given up.
 _OWN_S: Final = 30.0
 #: A heartbeat without answer for so many periods, or seconds, ends the link.
 _BEATS_MISSED: Final = 5
@@ -113,15 +116,19 @@ class Link:
 
         Raises:
             KohakuError: The host refused, or the link broke.
-            Unavailable: The vault cannot be written, so nothing may be said.
+            Unavailable: The machine cannot be read.
         """
         try:
             async with asyncio.timeout(_OWN_S):
                 inventory = await self._instrument.inventory()
-                attempts = await self._loop.ask(self._say_all)
         except TimeoutError:
-            reason = self._loop.trouble or "the machine cannot be read"
-            raise Unavailable(f"nothing can be said to the host: {reason}") from None
+            text = "nothing can be said to the host: this machine cannot be read"
+            raise Unavailable(text) from None
+        # Nothing is said that a crash could make untrue, unless the disk takes nothing now.
+        await self._loop.kept_up()
+        # What waits in the outbox is no newer than what the engine says now.
+        self._outbox.clear()
+        attempts = self._loop.attempts()
         groups = list(pages(attempts)) or [()]
         for group in groups[:-1]:
             await self._register(connection, inventory, group, more=True)
@@ -138,11 +145,6 @@ class Link:
                 self._beat(connection, registered.heartbeat_s),
                 _wait_closed(connection),
             )
-
-    def _say_all(self, engine: NodeEngine) -> tuple[AttemptReport, ...]:
-        # What waits in the outbox is no newer than what the engine says now.
-        self._outbox.clear()
-        return engine.attempts()
 
     async def _register(
         self,
@@ -173,7 +175,7 @@ class Link:
                     else:
                         self._loop.post(self._event_of(order))
                 # No more is taken than the disk can follow.
-                await self._loop.committed()
+                await self._loop.kept_up()
         finally:
             # Streams end with the link that ordered them: if the host is gone without a word,
             # it is the link that notices.
@@ -214,13 +216,15 @@ class Link:
         patience_s = max(_BEAT_LEAST_S, _BEATS_MISSED * period_s)
         due = clock.time()
         while True:
-            if not self._loop.trouble:
-                # A runner that cannot remember what it starts is given nothing: it falls
-                # silent, and the host counts it as away until it is well.
-                latest = self._instrument.latest
-                await connection.call(RUNNER_HEARTBEAT, latest, timeout_s=patience_s)
+            changed = self._loop.trouble_changed
+            latest = self._instrument.latest
+            await connection.call(RUNNER_HEARTBEAT, latest, timeout_s=patience_s)
             due = max(due + period_s, clock.time())
-            await asyncio.sleep(due - clock.time())
+            # Trouble, and its end, is told at once: each launch ordered before would wait.
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
+                    await changed.wait()
+                    due = clock.time()
 
 
 async def _wait_closed(connection: Connection) -> NoReturn:

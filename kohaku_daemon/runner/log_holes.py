@@ -150,6 +150,16 @@ def _beside(output: Path) -> Path:
     return output.with_name(f"{output.name}.hole")
 
 
+def files_beside(output: Path) -> tuple[Path, Path]:
+    """Name what there may be beside an output, to be removed with it."""
+    beside = _beside(output)
+    return beside, _fresh(beside)
+
+
+def _fresh(beside: Path) -> Path:
+    return beside.with_name(f"{beside.name}.new")
+
+
 def _load(path: Path) -> Hole | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Hole)
@@ -162,7 +172,7 @@ def _load(path: Path) -> Hole | None:
 
 
 def _save(path: Path, hole: Hole) -> None:
-    fresh = path.with_name(f"{path.name}.new")
+    fresh = _fresh(path)
     with open(fresh, "wb") as file:
         file.write(msgspec.json.encode(hole))
         file.flush()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -25,14 +26,13 @@ _LINES_WITHIN: Final = 64 * 2**20
 
 
 class OutputReader:
-    """Reads one output from somewhere to its end. One thread at a time."""
+    """Reads one output from somewhere to its end. One thread at a time.
+
+    An output that is not there is empty; it is read once somebody makes it.
+    """
 
     def __init__(self, source: Source, path: Path, holes: Holes, cap: int) -> None:
-        """Open the output.
-
-        Raises:
-            FileNotFoundError: There is none.
-        """
+        """Open the output, if it is there."""
         self.source = source
         #: Offset of the first byte that was not given.
         self.position = 0
@@ -40,12 +40,22 @@ class OutputReader:
         self._holes = holes
         self._cap = cap
         self._limit: int | None = None
-        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        holes.find(path)
+        self._open: int | None = None
+        if self._find() is not None:
+            holes.find(path)
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._file)
+        if self._open is not None:
+            os.close(self._open)
+
+    def _find(self) -> int | None:
+        """Give the descriptor of the file, if there is one by now."""
+        if self._open is None:
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+            with suppress(FileNotFoundError):
+                self._open = os.open(self._path, flags)
+        return self._open
 
     @property
     def dropped(self) -> int:
@@ -58,7 +68,8 @@ class OutputReader:
 
         With ``stop_at_end`` what is written from now on is not given.
         """
-        size = os.fstat(self._file).st_size
+        file = self._find()
+        size = 0 if file is None else os.fstat(file).st_size
         self.position = offset if offset >= 0 else max(size + offset, 0)
         if tail_lines > 0:
             self.position = max(self.position, self._find_lines(tail_lines, size))
@@ -71,6 +82,8 @@ class OutputReader:
         Raises:
             OSError: The disk failed.
         """
+        if self._limit == 0 or self._find() is None:
+            return []
         hole = self._holes.newest(self._path)
         if hole is not None and hole.start <= self.position < hole.end:
             return [self._leap(hole)]
@@ -81,12 +94,16 @@ class OutputReader:
             end = min(end, hole.start)
         if end <= self.position:
             return []
-        data = os.pread(self._file, end - self.position, self.position)
+        data = self._pread(end - self.position, self.position)
         now = self._holes.newest(self._path)
         if now is not None and now != hole and _overlap(now, self.position, len(data)):
             # It was punched meanwhile, perhaps before the reading: these may be zeros.
             return self.read()
         return self._give(data)
+
+    def _pread(self, count: int, offset: int) -> bytes:
+        file = self._find()
+        return b"" if file is None else os.pread(file, count, offset)
 
     def _give(self, data: bytes) -> list[LogChunk]:
         start, self.position = self.position, self.position + len(data)
@@ -97,7 +114,7 @@ class OutputReader:
 
     def _leap(self, hole: Hole) -> LogChunk:
         """Pass what is left of a hole, and say so."""
-        mid_line = self.position > 0 and os.pread(self._file, 1, self.position - 1) != b"\n"
+        mid_line = self.position > 0 and self._pread(1, self.position - 1) != b"\n"
         text = (
             f"{chr(10) if mid_line else ''}[kohaku: {render_size(hole.end - self.position)}"
             f" dropped here: the output is capped at {render_size(self._cap)},"
@@ -114,7 +131,7 @@ class OutputReader:
         hole = self._holes.newest(self._path)
         bottom = max(0 if hole is None else hole.end, size - _LINES_WITHIN)
         # The end of the last line is not the beginning of another.
-        left = count + (size > 0 and os.pread(self._file, 1, size - 1) == b"\n")
+        left = count + (size > 0 and self._pread(1, size - 1) == b"\n")
         for start, block in self._backwards(bottom, size):
             ends = block.count(b"\n")
             if ends >= left:
@@ -128,7 +145,7 @@ class OutputReader:
     def _backwards(self, bottom: int, top: int) -> Iterator[tuple[int, bytes]]:
         while top > bottom:
             start = max(top - _BLOCK, bottom)
-            yield start, os.pread(self._file, top - start, start)
+            yield start, self._pread(top - start, start)
             top = start
 
 

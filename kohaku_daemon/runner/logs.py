@@ -5,6 +5,9 @@ on while they grow.
 Does not know: who asks, how a launch runs. What a program writes reaches the files without
 the runner, so that nothing is lost while that is away.
 
+Whoever writes first makes a file. That of a launch which wrote nothing may never be there: the
+three inodes of a folder with two empty files cost ext4 more than all else of a short task.
+
 All but ``read`` blocks on the disk: run it in a thread.
 """
 
@@ -15,13 +18,15 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from kohaku_daemon.runner.log_holes import Holes
+from kohaku_daemon.runner.log_holes import Holes, files_beside
 from kohaku_daemon.runner.log_output import OutputReader
+from kohaku_daemon.runner.reasons import about
 from protocol.errors import NotFound
 from protocol.messages.stream import LogChunk, LogEnd, LogItem, OpenLogs, Source
 
@@ -34,6 +39,8 @@ _LOOK_LAST_S: Final = 0.25
 _FRESH_S: Final = 60.0
 
 _KEY: Final = re.compile(r"[0-9]+-[0-9]+")
+#: What there is under the root: outputs, what ``log_holes`` keeps beside them, and folders.
+_NAME: Final = re.compile(r"([0-9]+-[0-9]+)(\.std(out|err)(\.hole(\.new)?)?)?")
 
 
 class Outputs(NamedTuple):
@@ -46,42 +53,39 @@ class Outputs(NamedTuple):
 class TaskLogs:
     """All outputs under one folder. Launches go by their key, ``TASK-ATTEMPT``."""
 
-    def __init__(self, root: Path, *, cap: int, keep_s: float, most: int | None = None) -> None:
+    def __init__(
+        self, root: Path, *, cap: int, keep_s: float, most: int | None = None, node: str = ""
+    ) -> None:
         """Keep outputs under ``root``, which is made if it is missing.
 
         ``cap`` is how many bytes stay of each output; a program may write more until the next
         ``trim``. ``keep_s`` is how long those of an ended launch stay, and ``most`` how many
-        bytes of disk all together, None for no limit.
+        bytes of disk all together, None for no limit. ``node`` is for lines of the log.
         """
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._root = root
         self._cap = cap
         self._keep_s = keep_s
         self._most = most
+        self._node = node
         self._holes = Holes(root)
-
-    def folder(self, key: str) -> Path:
-        """Say where a launch's files are, or would be."""
-        if not _KEY.fullmatch(key):
-            raise ValueError(f"{key!r} is no key of a launch")
-        return self._root / key
 
     def paths(self, key: str) -> Outputs:
         """Say which files a launch's output is in, or would be."""
-        folder = self.folder(key)
-        return Outputs(folder / Source.STDOUT, folder / Source.STDERR)
+        return Outputs(*map(Path, self._find(key)))
 
-    def make(self, key: str) -> Outputs:
-        """Make the empty files of a launch, for the runner's user alone. What is there stays.
+    def new_paths(self, key: str) -> Outputs:
+        """Say which files the output of a launch that begins now shall be in. Asks no disk."""
+        _check(key)
+        return Outputs(self._root / f"{key}.{Source.STDOUT}", self._root / f"{key}.{Source.STDERR}")
 
-        Raises:
-            OSError: The disk is full or read-only.
-        """
-        self.folder(key).mkdir(mode=0o700, exist_ok=True)
-        outputs = self.paths(key)
-        for path in outputs:
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
-        return outputs
+    def _find(self, key: str) -> tuple[str, str]:
+        """Give ``paths`` as text: a ``Path`` costs more than what is asked of the disk."""
+        _check(key)
+        base = f"{self._root}/{key}"
+        # Of a launch that began under an earlier version there is a folder.
+        base += "/" if os.path.isdir(base) else "."
+        return f"{base}{Source.STDOUT}", f"{base}{Source.STDERR}"
 
     def trim(self, key: str) -> None:
         """Drop the middle of an output that exceeds the cap. For every launch that runs, often.
@@ -90,7 +94,7 @@ class TaskLogs:
             OSError: The disk is full or failed; the outputs are as they were.
         """
         for path in self.paths(key):
-            with suppress(FileNotFoundError):  # not made yet, or swept
+            with suppress(FileNotFoundError):  # nothing was written yet, or it was swept
                 self._holes.trim(path, self._cap)
 
     def finish(self, key: str) -> None:
@@ -99,14 +103,22 @@ class TaskLogs:
         Raises:
             OSError: The disk is full or failed.
         """
-        self.trim(key)
-        with suppress(FileNotFoundError):
-            os.utime(self.folder(key))
+        for path in self._find(key):
+            with suppress(FileNotFoundError):
+                os.utime(path)
+                self._holes.trim(Path(path), self._cap)
 
     async def read(
-        self, key: str, wanted: OpenLogs, is_live: Callable[[], bool]
+        self,
+        key: str,
+        wanted: OpenLogs,
+        is_live: Callable[[], bool],
+        *,
+        is_known: bool = False,
     ) -> AsyncGenerator[LogItem, None]:
         """Give the output that is asked for, then a LogEnd.
+
+        Of a launch that ``is_known``, what is not there is an output nothing was written to.
 
         Without ``follow`` that is what is there now. With it, it goes on as the output grows
         until ``is_live`` says no: that no more can be written.
@@ -118,12 +130,13 @@ class TaskLogs:
         Close it (``contextlib.aclosing``) if it is not read to its end.
 
         Raises:
-            NotFound: There is no output of such a launch on this node.
+            NotFound: There is no output of a launch that is not known here.
         """
         loop = asyncio.get_running_loop()
         readers: list[OutputReader] = []
         step: asyncio.Future[None] | asyncio.Future[list[LogChunk]]
-        step = loop.run_in_executor(None, self._open, key, wanted, readers)
+        opening = partial(self._open, key, wanted, readers, is_known=is_known)
+        step = loop.run_in_executor(None, opening)
         wait_s = _LOOK_FIRST_S
         try:
             await asyncio.shield(step)
@@ -156,7 +169,7 @@ class TaskLogs:
         ``now`` is in UTC seconds, ``live`` the keys of launches that may still write. Gives
         the keys whose output was removed.
         """
-        kept = sorted(self._kept())
+        kept = self._kept()
         total = sum(size for _, size, _ in kept)
         removed = []
         for changed_at, size, key in kept:
@@ -169,44 +182,63 @@ class TaskLogs:
                 removed.append(key)
         return removed
 
-    def _kept(self) -> Iterator[tuple[float, int, str]]:
-        """Give each launch's last change, bytes of disk, and key."""
-        for folder in os.scandir(self._root):
-            if not _KEY.fullmatch(folder.name):
+    def _kept(self) -> list[tuple[float, int, str]]:
+        """Give each launch's last change, bytes of disk, and key, the oldest first."""
+        found: dict[str, tuple[float, int]] = {}
+        for entry in os.scandir(self._root):
+            name = _NAME.fullmatch(entry.name)
+            if name is None:
                 continue
             try:
-                stats = [folder.stat(), *(file.stat() for file in os.scandir(folder))]
-            except FileNotFoundError:
+                stats = [entry.stat(follow_symlinks=False)]
+                if name[2] is None:
+                    stats += [file.stat(follow_symlinks=False) for file in os.scandir(entry)]
+            except (FileNotFoundError, NotADirectoryError):
                 continue
+            changed_at, size = found.get(name[1], (0.0, 0))
+            changed_at = max(changed_at, *(stat.st_mtime for stat in stats))
             # Not st_size: what was punched out takes no room.
-            size = sum(stat.st_blocks * 512 for stat in stats)
-            yield max(stat.st_mtime for stat in stats), size, folder.name
+            found[name[1]] = changed_at, size + sum(stat.st_blocks * 512 for stat in stats)
+        return sorted((changed_at, size, key) for key, (changed_at, size) in found.items())
 
     def _remove(self, key: str) -> bool:
+        paths = self.paths(key)
         try:
-            shutil.rmtree(self.folder(key))
+            if paths.stdout.parent != self._root:
+                shutil.rmtree(paths.stdout.parent)
+            for path in paths:
+                for file in (path, *files_beside(path)):
+                    file.unlink(missing_ok=True)
         except OSError as error:
-            _log.warning("cannot remove old output: %s", error, extra={"launch": key})
+            _log.warning("cannot remove old output: %s", error, extra=about(key, self._node))
             return False
-        for path in self.paths(key):
+        for path in paths:
             self._holes.forget(path)
         return True
 
-    def _open(self, key: str, wanted: OpenLogs, readers: list[OutputReader]) -> None:
-        """Open each output that is wanted, add it to ``readers``, and go where it begins."""
-        paths = self.paths(key)._asdict()
-        starts = {Source.STDOUT: wanted.stdout_from, Source.STDERR: wanted.stderr_from}
-        try:
-            for source in dict.fromkeys(wanted.sources):
-                reader = OutputReader(source, paths[source], self._holes, self._cap)
-                readers.append(reader)
-                reader.begin(starts[source], wanted.tail_lines, stop_at_end=not wanted.follow)
-        except FileNotFoundError:
+    def _open(
+        self, key: str, wanted: OpenLogs, readers: list[OutputReader], *, is_known: bool
+    ) -> None:
+        """Make a reader of each output that is wanted, and go where it begins."""
+        paths = self.paths(key)
+        if not is_known and not any(path.exists() for path in paths):
             task, attempt = key.split("-")
             raise NotFound(
                 f"the output of task {task}, attempt {attempt}, is not on this node",
-                hint="output is removed some time after its task has ended (log_keep_s)",
-            ) from None
+                hint="it wrote none, or it was removed: output is kept for a while after its "
+                "task has ended (log_keep_s), and as far as there is room (log_total)",
+            )
+        starts = {Source.STDOUT: wanted.stdout_from, Source.STDERR: wanted.stderr_from}
+        for source in dict.fromkeys(wanted.sources):
+            path = paths._asdict()[source]
+            reader = OutputReader(source, path, self._holes, self._cap)
+            readers.append(reader)
+            reader.begin(starts[source], wanted.tail_lines, stop_at_end=not wanted.follow)
+
+
+def _check(key: str) -> None:
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"{key!r} is no key of a launch")
 
 
 def _end(readers: list[OutputReader]) -> LogEnd:

@@ -2,14 +2,19 @@
 
 Knows: under which keys, how it is written, that one thread does the writing.
 Does not know: what launches go through (``core.node``), how one becomes a node (``uplink``).
+
+A launch has a row of its own until it is settled. What stays of it then, a fence, shares a
+row with those that were settled together: 10,000 of them are kept, and each is written once.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from functools import partial
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -20,7 +25,11 @@ from protocol.errors import Unsupported
 T = TypeVar("T")
 
 _LAUNCH: Final = "launch/"
+_FENCES: Final = "fences/"
 _IDENTITY: Final = "identity"
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -42,15 +51,29 @@ class Memory:
         self._vault = vault
         # A thread of its own: in the shared pool a commit could wait for a disk that hangs.
         self._writer = ThreadPoolExecutor(1, "vault")
+        #: Known once the vault has been read.
+        self._fences: _FenceRows | None = None
 
     def launches(self) -> list[LaunchRecord]:
-        """Give every launch that is kept.
+        """Give every launch that is kept, settled ones too.
 
         Raises:
             Unsupported: One cannot be read. Going on without it could launch it twice.
             Unavailable: The disk failed or the file is damaged.
         """
-        return [_read(key, value, LaunchRecord) for key, value in self._vault.items(_LAUNCH)]
+        rows, found = _FenceRows(), list[LaunchRecord]()
+        for key, value in self._vault.items(_FENCES):
+            group = _read(key, value, list[LaunchRecord])
+            rows.found(key, len(group))
+            found += group
+        for key, value in self._vault.items(_LAUNCH):
+            record = _read(key, value, LaunchRecord)
+            found.append(record)
+            if record.settled:  # as an earlier version kept it
+                rows.found(key, 1)
+        if self._fences is None:
+            self._fences = rows
+        return found
 
     def identity(self) -> Identity | None:
         """Give who the runner is, if it has been decided.
@@ -70,28 +93,107 @@ class Memory:
         """
         await self._write({_IDENTITY: msgspec.msgpack.encode(identity)}, ())
 
-    async def keep_launches(self, launches: Mapping[str, bytes], gone: Iterable[str]) -> None:
-        """Keep launches, made by ``encode_launch``, and forget others, all at once.
+    def keep_launches(
+        self,
+        launches: Mapping[str, LaunchRecord],
+        gone: Iterable[str] = (),
+        then: Callable[[], None] | None = None,
+        *,
+        void: Iterable[str] = (),
+    ) -> asyncio.Future[None]:
+        """Keep launches as they are now, and forget settled ones, all at once.
 
-        Raises:
+        ``gone`` are the keys of the oldest fences, ``void`` those of launches of which nothing
+        may stay unless they are among ``launches``. ``then`` is called by the writing thread
+        once all is on the disk. Repeating it after a failure is right.
+
+        The future raises:
             Unavailable: The disk is full or failed. Nothing of it was kept.
         """
-        puts = {_LAUNCH + key: value for key, value in launches.items()}
-        await self._write(puts, [_LAUNCH + key for key in gone])
+        if self._fences is None:
+            self.launches()
+        assert self._fences is not None
+        puts: dict[str, bytes] = {}
+        settled = []
+        for key, record in launches.items():
+            if record.settled:
+                settled.append(record)
+            else:
+                puts[_LAUNCH + key] = _encode(record)
+        drops = [_LAUNCH + record.key for record in settled] + [_LAUNCH + key for key in void]
+        change = self._fences.plan(settled, sum(1 for _ in gone))
+        puts |= change.puts
+        work = partial(self._write_launches, puts, drops + change.drops, then)
+        writing = asyncio.get_running_loop().run_in_executor(self._writer, work)
+        writing.add_done_callback(partial(self._fences.apply, change))
+        return writing
 
     def close(self) -> None:
         """Finish the write under way, and close the vault."""
         self._writer.shutdown()
         self._vault.close()
 
+    def _write_launches(
+        self, puts: Mapping[str, bytes], drops: Iterable[str], then: Callable[[], None] | None
+    ) -> None:
+        self._vault.write(puts, drops)
+        if then is not None:
+            then()
+
     async def _write(self, puts: Mapping[str, bytes], drops: Iterable[str]) -> None:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._writer, self._vault.write, puts, drops)
 
 
-def encode_launch(record: LaunchRecord) -> bytes:
-    """Write a launch as it is now."""
-    return msgspec.msgpack.encode(record)
+class _FenceChange(NamedTuple):
+    """What one commit does to the rows of fences."""
+
+    puts: dict[str, bytes]
+    drops: list[str]
+    #: Fences in the new row, and how many of the oldest are forgotten.
+    added: int
+    forgotten: int
+
+
+class _FenceRows:
+    """Which rows hold fences, the oldest first, and how many each has left.
+
+    A row goes when as many as it held have been forgotten: they are forgotten in the order
+    they came.
+    """
+
+    def __init__(self) -> None:
+        self._rows: deque[tuple[str, int]] = deque()
+        self._next = 0
+        #: Fences of the first row that are forgotten.
+        self._forgotten = 0
+
+    def found(self, key: str, count: int) -> None:
+        """Take note of a row that is in the vault."""
+        self._rows.append((key, count))
+        if key.startswith(_FENCES):
+            self._next = int(key.removeprefix(_FENCES), 16) + 1
+
+    def plan(self, records: list[LaunchRecord], forgotten: int) -> _FenceChange:
+        """Say what is to be written. Changes nothing."""
+        puts = {f"{_FENCES}{self._next:016x}": _encode(records)} if records else {}
+        drops, left = [], self._forgotten + forgotten
+        for key, count in self._rows:
+            if left < count:
+                break
+            drops.append(key)
+            left -= count
+        return _FenceChange(puts, drops, len(records), forgotten)
+
+    def apply(self, change: _FenceChange, writing: asyncio.Future[None]) -> None:
+        """Take note that it was written, if it was."""
+        if writing.cancelled() or writing.exception() is not None:
+            return
+        self._forgotten += change.forgotten
+        for _ in change.drops:
+            self._forgotten -= self._rows.popleft()[1]
+        for key in change.puts:
+            self.found(key, change.added)
 
 
 def _read(key: str, value: bytes, kind: type[T]) -> T:

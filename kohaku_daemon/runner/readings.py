@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NoReturn
 
+from msgspec.structs import replace
+
 import kohaku_daemon
 from kohaku_daemon.backends.base import Backend
 from kohaku_daemon.core.node.records import LaunchRecord
@@ -38,12 +40,14 @@ class Instruments:
         infos: Iterable[BackendInfo],
         default_backend: str,
         live: Callable[[], list[LaunchRecord]],
+        troubles: Callable[[], tuple[str, ...]],
     ) -> None:
         self._prober = prober
         self._backends = backends
         self._infos = tuple(infos)
         self._default_backend = default_backend
         self._live = live
+        self._troubles = troubles
         # One thread: the prober is used by one at a time, and a disk that hangs must not
         # hold up those who use the shared pool.
         self._thread = ThreadPoolExecutor(1, "probe")
@@ -53,7 +57,12 @@ class Instruments:
         #: Why the machine could not be read the last time.
         self._trouble = ""
         #: As of the last time; a heartbeat says how old it is.
-        self.latest = Readings()
+        self._latest = Readings()
+
+    @property
+    def latest(self) -> Readings:
+        """What was read last, with what is wrong at this moment."""
+        return replace(self._latest, troubles=self._troubles())
 
     async def inventory(self) -> Inventory:
         """Describe the machine as it is now.
@@ -83,7 +92,7 @@ class Instruments:
         tasks = tuple(reading for reading in found if reading is not None)
         loop = asyncio.get_running_loop()
         try:
-            self.latest = await loop.run_in_executor(self._thread, self._prober.read, tasks)
+            self._latest = await loop.run_in_executor(self._thread, self._prober.read, tasks)
         except Exception as error:
             # Old figures are told as old; no reason to end a runner. Said once.
             if repr(error) != self._trouble:

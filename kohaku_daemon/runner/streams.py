@@ -19,13 +19,13 @@ import msgspec
 
 from kohaku_daemon.runner.logs import TaskLogs
 from kohaku_daemon.runner.loop import NodeLoop
+from kohaku_daemon.runner.reasons import about
 from kohaku_daemon.supervise import spawn
 from protocol.connection import parse_url
-from protocol.errors import Internal, KohakuError, NotFound, Unavailable
+from protocol.errors import Internal, KohakuError, Unavailable
 from protocol.framing import MAX_DATA_MESSAGE
 from protocol.messages.runner import OrderStream
 from protocol.messages.stream import LogEnd, LogItem, OpenLogs
-from protocol.models.task import Cause
 
 _log = logging.getLogger(__name__)
 
@@ -43,13 +43,19 @@ class LogStreams:
     """Serves the output of launches."""
 
     def __init__(
-        self, host: str, credential: Callable[[], str], logs: TaskLogs, loop: NodeLoop
+        self,
+        host: str,
+        credential: Callable[[], str],
+        logs: TaskLogs,
+        loop: NodeLoop,
+        node: str = "",
     ) -> None:
         """``credential`` is asked for each stream: it changes when the runner joins anew."""
         self._url = parse_url(host) + PATH
         self._credential = credential
         self._logs = logs
         self._loop = loop
+        self._node = node
         self._open = 0
 
     async def serve(self, order: OrderStream) -> None:
@@ -61,9 +67,9 @@ class LogStreams:
                 await self._send(socket, key, order.logs)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             # Whoever reads has gone, or will go on in a new stream where this one broke.
-            _log.debug("a stream broke off: %r", error, extra={"launch": key})
+            _log.debug("a stream broke off: %r", error, extra=about(key, self._node))
         except Exception as bug:
-            _log.error("a stream failed", exc_info=bug, extra={"launch": key})
+            _log.error("a stream failed", exc_info=bug, extra=about(key, self._node))
         finally:
             self._open -= 1
 
@@ -105,28 +111,18 @@ class LogStreams:
             yield LogEnd(0, 0, error=(error.code, error.message))
         except Exception as bug:
             incident = secrets.token_hex(4)
-            _log.error(
-                "cannot read output, incident %s", incident, exc_info=bug, extra={"launch": key}
-            )
+            fields = about(key, self._node)
+            _log.error("cannot read output, incident %s", incident, exc_info=bug, extra=fields)
             message = f"reading the output failed on its node, incident {incident}"
             yield LogEnd(0, 0, error=(Internal.code, message))
 
     async def _read(self, key: str, wanted: OpenLogs) -> AsyncGenerator[LogItem, None]:
-        # Asked in turn with orders: the one to launch may have come together with this one.
-        await self._loop.committed()
-        if self._loop.is_live(key):
-            # It may still wait for its start, and have no files yet.
-            await asyncio.to_thread(self._logs.make, key)
-        output = self._logs.read(key, wanted, lambda: self._loop.is_live(key))
-        try:
-            async with aclosing(output) as items:
-                async for item in items:
-                    yield item
-        except NotFound:
-            record = self._loop.record(key)
-            if record is None or record.exit is None or record.exit.cause is not Cause.START_FAILED:
-                raise
-            yield LogEnd(0, 0)  # it never ran: there is no output, and none is missing
+        # Also of one whose order came together with this one, and that waits for its start.
+        is_known = self._loop.report(key) is not None
+        output = self._logs.read(key, wanted, lambda: self._loop.is_live(key), is_known=is_known)
+        async with aclosing(output) as items:
+            async for item in items:
+                yield item
 
 
 @asynccontextmanager

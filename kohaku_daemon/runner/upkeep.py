@@ -1,6 +1,8 @@
-"""Keeps the disk from filling up: trims the output of what runs, sweeps out what is old.
+"""Keeps the disk from filling up: trims the output of what runs, sweeps out what is old, and
+sees whether the disks take anything.
 
-Knows: how often. Does not know: how large output may get, or how long it is kept (``logs``).
+Knows: how often. Does not know: how large output may get, or how long it is kept (``logs``),
+when a disk counts as full (``disks``).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from typing import Final, NoReturn
 
 from kohaku_daemon.clock import Clock
+from kohaku_daemon.runner.disks import Disks
 from kohaku_daemon.runner.logs import TaskLogs
 from kohaku_daemon.runner.loop import NodeLoop
 
@@ -24,8 +27,9 @@ _SWEEP_S: Final = 300.0
 class Upkeep:
     """Looks after the output of launches."""
 
-    def __init__(self, logs: TaskLogs, loop: NodeLoop, clock: Clock) -> None:
+    def __init__(self, logs: TaskLogs, disks: Disks, loop: NodeLoop, clock: Clock) -> None:
         self._logs = logs
+        self._disks = disks
         self._loop = loop
         self._clock = clock
         #: Why the disk could not be looked after the last time.
@@ -35,6 +39,7 @@ class Upkeep:
         """Trim and sweep until cancelled."""
         swept = -_SWEEP_S
         while True:
+            await self._try(self._look)
             await self._try(self._trim)
             if self._clock.monotonic() - swept >= _SWEEP_S:
                 swept = self._clock.monotonic()
@@ -51,6 +56,15 @@ class Upkeep:
             self._trouble = repr(error)
         else:
             self._trouble = ""
+
+    def _look(self, live: set[str]) -> None:
+        before = self._disks.troubles
+        self._disks.look()
+        for trouble in self._disks.troubles:
+            if trouble not in before:
+                _log.error("%s; nothing new is started here", trouble)
+        if before and not self._disks.troubles:
+            _log.warning("the disks are well again")
 
     def _trim(self, live: set[str]) -> None:
         for key in live:

@@ -22,7 +22,14 @@ from kohaku_daemon.core.cluster.fair_order import FairOrder, cost_of
 from kohaku_daemon.core.placement.backfill import EndsAt, Hold
 from kohaku_daemon.core.placement.choose import choose_claim
 from kohaku_daemon.core.placement.gang import Member, Seat, plan_gang, seat_gang
-from kohaku_daemon.core.placement.place import Site, can_take, candidates, choose_held, rank
+from kohaku_daemon.core.placement.place import (
+    Site,
+    can_take,
+    candidates,
+    choose_held,
+    could_take,
+    rank,
+)
 from kohaku_daemon.core.placement.request import Request
 from protocol.ids import BatchId, NodeName, TaskId, UserName
 
@@ -377,5 +384,9 @@ class Backlog:
         if lane.request is None:
             return plan_gang(list(lane.members.items()), sites, held) or []
         before = lane.keeps[0] if lane.keeps else None
+        if before is not None and before not in held:
+            site = sites.get(before)
+            if site is not None and could_take(lane.request, site):
+                return [before]
         kept = choose_held(lane.request, candidates(lane.request, sites), held, before)
         return [] if kept is None else [kept.name]

@@ -131,6 +131,13 @@ class ClusterEngine:
 
     def _dispatch(self, event: ClusterEvent) -> None:
         match event:
+            # The common ones first: of each there are hundreds a second.
+            case RunnerReported():
+                self._report(event)
+            case RunnerBeat():
+                self._beat(event)
+            case PlacementDue():
+                self._moves.place_waiting()
             case SubmitAsked():
                 self._intake.submit(event)
             case RetryAsked():
@@ -149,10 +156,6 @@ class ClusterEngine:
                 self._join(event)
             case RunnerRegistered():
                 self._register(event)
-            case RunnerReported():
-                self._report(event)
-            case RunnerBeat():
-                self._beat(event)
             case RunnerGone():
                 self._gone(event)
             case StoreFailing(reason):
@@ -163,8 +166,6 @@ class ClusterEngine:
             case Ticked(steady):
                 self._notice_set_clock(steady)
                 self._tick()
-            case PlacementDue():
-                self._moves.place_waiting()
             case _:
                 assert_never(event)
 

@@ -100,6 +100,10 @@ class NodeEngine:
         record = self._records.get(key)
         return self._settled.get(key) if record is None else record.report()
 
+    def forget(self, key: str) -> None:
+        """Let go of an order that nothing came of and that the host gives again if it wants it."""
+        self._records.pop(key, None)
+
     def recover(self, records: Iterable[LaunchRecord], now: float) -> list[NodeAction]:
         """Take what the vault kept of an earlier run. Called once, first."""
         self._begin(now)

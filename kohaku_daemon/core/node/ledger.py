@@ -39,7 +39,10 @@ class Bundle:
     number: int
     #: As they are when the commit begins.
     puts: dict[str, LaunchRecord] = field(default_factory=dict)
+    #: Settled ones that are forgotten, the oldest first.
     drops: dict[str, None] = field(default_factory=dict)
+    #: Orders that were let go of, of which nothing may stay.
+    voids: dict[str, None] = field(default_factory=dict)
     owed: list[NodeAction] = field(default_factory=list)
     #: Something waits for it, so it must not be put off.
     is_urgent: bool = False
@@ -47,7 +50,7 @@ class Bundle:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to write."""
-        return not self.puts and not self.drops
+        return not self.puts and not self.drops and not self.voids
 
 
 class Ledger:
@@ -67,22 +70,34 @@ class Ledger:
         """Say whether all that must be on the disk of a launch is there."""
         return key not in self._held
 
-    def tellable(self, reports: Iterable[AttemptReport]) -> Iterator[AttemptReport]:
-        """Give what may be said of launches now: no more than the disk has.
+    def withdraw(self) -> list[str]:
+        """Let go of launches whose order is not on the disk at all, and name them.
 
-        One whose order is not there yet is left out: the host gives the order again, which
-        changes nothing.
+        For a new link, while the disk takes nothing. The host does not hear of them, so it
+        gives the order again or not: what it does not know it could not end.
         """
+        keys = {key for key in self._held if key not in self._known}
+        for bundle in (self.under_way, self.open):
+            if bundle is not None:
+                for key in keys:
+                    bundle.puts.pop(key, None)
+                bundle.owed = [action for action in bundle.owed if action.key not in keys]
+        for key in keys:
+            del self._held[key]
+            if self.under_way is not None:
+                # It may just be written all the same.
+                self.open.voids[key] = None
+        return sorted(keys)
+
+    def tellable(self, reports: Iterable[AttemptReport]) -> Iterator[AttemptReport]:
+        """Give what a new link may be told of launches: no more than the disk has."""
         for report in reports:
-            key = f"{report.task}-{report.attempt}"
-            if self.is_kept(key):
+            if self.is_kept(f"{report.task}-{report.attempt}"):
                 yield report
-            elif key in self._known:
+            else:
+                taken = AttemptState.ACCEPTED
                 yield AttemptReport(
-                    task=report.task,
-                    attempt=report.attempt,
-                    state=AttemptState.ACCEPTED,
-                    at=report.at,
+                    task=report.task, attempt=report.attempt, state=taken, at=report.at
                 )
 
     def take(self, actions: Sequence[NodeAction]) -> list[NodeAction]:
@@ -125,6 +140,7 @@ class Ledger:
     def _put(self, record: LaunchRecord, *, later: bool) -> None:
         key = record.key
         self.open.drops.pop(key, None)
+        self.open.voids.pop(key, None)
         self.open.puts[key] = record
         if not later:
             self.open.is_urgent = True

@@ -77,21 +77,29 @@ def fits(request: Request, books: Books) -> bool:
         return False
     if not has_room(request.memory, _free_memory(request, books)):
         return False
-    return request.cores <= len(_free_cores(request, books)) and (
-        not request.gpus or request.gpus <= len(_usable_gpus(request, books))
-    )
+    if request.cores > len(_free_cores(request, books)):
+        return False
+    if request.gpu_indices:
+        return request.gpus <= len(_usable_gpus(request, books))
+    return request.gpus <= len(books.free_gpus)
 
 
 def missing(request: Request, books: Books) -> float:
     """Give how far the books are from having it free: 0 is there, 1 a whole resource short."""
-    short = 0.0
-    if request.cores:
-        short += max(0, request.cores - len(_free_cores(request, books))) / request.cores
+    short = 1.0 if books.places_taken >= books.inventory.max_tasks else 0.0
+    cores = request.cores - len(_free_cores(request, books))
+    if cores > 0:
+        short += cores / request.cores
     if request.memory:
-        short += max(0, request.memory - _free_memory(request, books)) / request.memory
+        memory = request.memory - _free_memory(request, books)
+        if memory > 0:
+            short += memory / request.memory
     if request.gpus:
-        short += max(0, request.gpus - len(_usable_gpus(request, books))) / request.gpus
-    return short + (books.places_taken >= books.inventory.max_tasks)
+        # Placement's inner loop: which ones they are matters only where they are named.
+        free = len(_usable_gpus(request, books) if request.gpu_indices else books.free_gpus)
+        if request.gpus > free:
+            short += (request.gpus - free) / request.gpus
+    return short
 
 
 def choose_claim(request: Request, books: Books) -> Claim:

@@ -7,6 +7,7 @@ share of its cores free, so that small tasks spread and GPU nodes stay open for 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
@@ -69,12 +70,16 @@ def choose_held(
     served after at most the tasks that run there now. GPUs out of service do not count,
     or a node would be kept free for what may never come back.
     """
-    hopeful = [site for site in sites if site.name not in held and could_take(request, site)]
-    return min(
-        hopeful,
-        key=lambda site: (site.name != before, missing(request, site.books), site.name),
-        default=None,
-    )
+    best: Site | None = None
+    least = (math.inf, NodeName(""))
+    for site in sites:
+        if site.closed or site.name in held:
+            continue
+        lacks = (-1.0 if site.name == before else missing(request, site.books), site.name)
+        # Whether it could is asked of few: most lack more than the best so far.
+        if lacks < least and could_take(request, site):
+            best, least = site, lacks
+    return best
 
 
 def candidates(request: Request, sites: dict[NodeName, Site]) -> Iterable[Site]:

@@ -61,6 +61,9 @@ class FakeHost:
         #: Streams that are opened and not read.
         self.stalled_streams: set[str] = set()
         self._stream_sockets: dict[str, web.WebSocketResponse] = {}
+        #: Whether runners are refused as second ones of a node, and how often that was so.
+        self.refuses = False
+        self.refusals = 0
         #: Let the next join be taken and its answer be lost.
         self.loses_join_answer = False
         #: Cleared: reports are taken and not answered.
@@ -87,6 +90,12 @@ class FakeHost:
             report for report in self.reports if (report.task, report.attempt) == (task, attempt)
         ]
         return said[-1].state if said else None
+
+    def has_ended(self, task: int) -> bool:
+        """Say whether the end of a task was ever told."""
+        return any(
+            report.task == task and report.state is AttemptState.ENDED for report in self.reports
+        )
 
     def order(self, *orders: Order) -> None:
         self._orders.put_nowait(orders)
@@ -175,6 +184,9 @@ class FakeHost:
         match params:
             case Join():
                 return self._join(served, params)
+            case Register() if self.refuses:
+                self.refusals += 1
+                raise Conflict(f"node {params.node} is connected already")
             case Register():
                 self.registers.append(params)
                 self.reports += params.attempts

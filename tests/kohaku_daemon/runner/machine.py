@@ -110,7 +110,7 @@ class Machine:
         write = vault.write
 
         def failing(puts: Mapping[str, bytes], drops: Any = ()) -> None:
-            if any(key.startswith("launch/") for key in puts):
+            if any(key.startswith(("launch/", "fences/")) for key in puts):
                 self._commits += 1
             due = self._commits == self.fails_at > 0
             if due and not self.fails_after:
@@ -133,12 +133,17 @@ class Machine:
         return self._memory.identity()
 
     def output(self, key: str) -> str:
-        return (self.config.data / "logs" / key / "stdout").read_text()
+        """Give what a task wrote; a task that wrote nothing may have no file."""
+        path = self._stdout(key)
+        return path.read_text() if path.exists() else ""
 
     def write(self, key: str, text: str) -> None:
         """Write to a task's standard output, as the task would."""
-        with (self.config.data / "logs" / key / "stdout").open("a") as file:
+        with self._stdout(key).open("a") as file:
             file.write(text)
+
+    def _stdout(self, key: str) -> Path:
+        return self.config.data / "logs" / f"{key}.stdout"
 
     async def settled(self, key: str) -> LaunchRecord:
         """Wait until the host's knowledge of the end is in the vault."""

@@ -64,8 +64,8 @@ async def test_an_output_that_never_ends_is_trimmed_while_its_task_runs(
     job = spawn(run_runner(config, stop=stop, on_ready=lambda _: None), name="runner")
     host.order(a_start(1, run_s="forever"))
     await until(lambda: host.state(1) is AttemptState.RUNNING)
-    output = config.data / "logs" / "1-1" / "stdout"
-    with output.open("ab") as file:
+    output = config.data / "logs" / "1-1.stdout"
+    with output.open("ab") as file:  # as the task would, whose first output makes the file
         file.write(b"x" * 40 * config.log_cap)
     await until(lambda: output.stat().st_blocks * 512 < 3 * config.log_cap)
     assert output.stat().st_size == 40 * config.log_cap

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 
 import pytest
+from msgspec.structs import replace
 
 from kohaku_daemon.core.node.records import LaunchRecord
 from kohaku_daemon.core.workload import Launch
-from kohaku_daemon.runner.memory import Memory, encode_launch
+from kohaku_daemon.runner.memory import Memory
 from kohaku_daemon.runner.outbox import MOST_REPORTS
 from kohaku_daemon.store.vault import Vault
 from protocol.errors import Unavailable
@@ -60,7 +62,7 @@ async def test_a_kill_that_comes_first_wins(host: FakeHost, machine: Machine) ->
     host.order(a_start(1, stdout="never"), a_start(2))
     await machine.settled("2-1")
     assert host.state(1) is ENDED
-    assert not (machine.config.data / "logs" / "1-1").exists()
+    assert machine.output("1-1") == ""
 
 
 async def test_pause_and_resume_keep_their_order(host: FakeHost, machine: Machine) -> None:
@@ -135,9 +137,9 @@ async def test_more_launches_than_fit_a_message_are_all_registered(
     for task in range(1, count + 1):
         launch = Launch(task=TaskId(task), attempt=1, batch=BatchId(1), spec=spec)
         record = LaunchRecord(launch=launch, state=ENDED, exit=Exit(Cause.EXITED, code=0))
-        records[record.key] = encode_launch(record)
+        records[record.key] = record
     memory = Memory(vault)
-    await memory.keep_launches(records, ())
+    await memory.keep_launches(records)
     memory.close()
 
     await machine.start()
@@ -161,33 +163,117 @@ async def test_heartbeats_tell_of_the_machine_and_its_tasks(
     assert (task.task, task.memory) == (5, 4096)
 
 
-async def test_a_runner_that_cannot_remember_falls_silent(
-    host: FakeHost, machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    full, refused = True, 0
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """Give a switch: while it holds anything, nothing of launches can be written."""
+    switch: list[bool] = []
     write = Vault.write
 
     def failing(vault: Vault, puts: dict[str, bytes], drops: tuple[str, ...] = ()) -> None:
-        nonlocal refused
-        if full and any(key.startswith("launch/") for key in puts):
-            refused += 1
+        if switch and any(key.startswith(("launch/", "fences/")) for key in puts):
             raise Unavailable(f"the store failed: {os.strerror(errno.ENOSPC)}")
         write(vault, puts, drops)
 
     monkeypatch.setattr(Vault, "write", failing)
+    monkeypatch.setattr("kohaku_daemon.runner.loop._RETRY_FIRST_S", 0.01)
+    yield switch
+    switch.clear()
+
+
+async def test_a_runner_that_cannot_remember_starts_nothing_and_says_why(
+    host: FakeHost, machine: Machine, full: list[bool]
+) -> None:
     await machine.start()
     await until(lambda: host.beats)
+    full.append(True)
     host.order(a_start(1, stdout="late"))
-    await until(lambda: refused)
+    await until(lambda: host.beats[-1].troubles)
+    (trouble,) = host.beats[-1].troubles
+    assert "cannot keep what it starts" in trouble
+    assert "No space left" in trouble
     beats = len(host.beats)
-    await until(lambda: refused >= 3)
-    # Five heartbeats would have been due; one may have been under way.
-    assert len(host.beats) <= beats + 1
+    await until(lambda: len(host.beats) > beats + 3)  # it goes on beating
     assert host.reports == []
     assert machine.world.runs == {}
 
-    full = False
+    full.clear()
     await machine.settled("1-1")
     assert machine.output("1-1") == "late"
-    beats = len(host.beats)
-    await until(lambda: len(host.beats) > beats)
+    await until(lambda: not host.beats[-1].troubles)
+
+
+async def test_while_a_runner_cannot_remember_a_task_can_be_ended_and_its_end_is_told(
+    host: FakeHost, machine: Machine, full: list[bool]
+) -> None:
+    await machine.start()
+    host.order(a_start(1, run_s="forever"))
+    await until(lambda: host.state(1) is RUNNING)
+    full.append(True)
+    host.order(a_start(2, stdout="late"))
+    await until(lambda: host.beats[-1].troubles)
+    host.order(OrderKill(task=TaskId(1), attempt=1))
+    await until(lambda: host.state(1) is ENDED)
+    assert machine.launches()["1-1"].state is ACCEPTED
+
+    # A host that is reached anew hears of what is kept, and gives the other order again.
+    host.cut()
+    await until(lambda: len(host.registers) == 2)
+    assert host.state(2) is None
+    full.clear()
+    host.order(a_start(2, stdout="late"))
+    await machine.settled("2-1")
+    assert machine.output("2-1") == "late"
+
+
+async def test_an_end_that_was_told_and_not_kept_is_found_again(
+    host: FakeHost, machine: Machine, full: list[bool]
+) -> None:
+    await machine.start()
+    host.order(a_start(1, run_s="forever", on_term="5"))
+    await until(lambda: host.state(1) is RUNNING)
+    full.append(True)
+    host.order(OrderKill(task=TaskId(1), attempt=1))
+    await until(lambda: host.state(1) is ENDED)
+    await machine.crash()
+    full.clear()
+
+    await machine.start()
+    record = await machine.settled("1-1")
+    assert record.exit == Exit(Cause.EXITED, code=5)
+    said = {report.exit for report in host.reports if report.state is ENDED}
+    assert said == {record.exit}
+
+
+async def test_a_task_is_ended_at_its_time_limit_while_the_host_is_away(
+    host: FakeHost, machine: Machine
+) -> None:
+    await machine.start()
+    order = a_start(1, run_s="forever")
+    host.order(replace(order, spec=replace(order.spec, time_limit_s=0.3)))
+    await until(lambda: host.state(1) is RUNNING)
+    await host.leave()
+    await until(lambda: machine.launches()["1-1"].state is ENDED)
+    await host.arrive()
+    record = await machine.settled("1-1")
+    assert record.exit == Exit(
+        Cause.TIME_LIMIT, signal=15, message="it reached its time limit of 0.3s"
+    )
+
+
+async def test_a_time_limit_holds_over_a_restart_of_the_runner(
+    host: FakeHost, machine: Machine
+) -> None:
+    await machine.start()
+    order = a_start(1, run_s="forever")
+    host.order(replace(order, spec=replace(order.spec, time_limit_s=0.5)))
+    await until(lambda: host.state(1) is RUNNING)
+    (run,) = machine.world.runs.values()
+    await machine.crash()
+    assert run is not None
+    await until(lambda: machine.world.clock.monotonic() > run.begun + 0.5)
+    assert run.exit is None  # nobody was there to end it
+
+    await machine.start()
+    record = await machine.settled("1-1")
+    assert record.exit is not None
+    assert record.exit.cause is Cause.TIME_LIMIT

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kohaku_daemon.runner import log_holes
-from kohaku_daemon.runner.logs import TaskLogs
+from kohaku_daemon.runner.logs import Outputs, TaskLogs
 from protocol.errors import NotFound
 from protocol.ids import TaskId
 from protocol.messages.stream import LogChunk, LogEnd, OpenLogs, Source
@@ -78,6 +78,14 @@ def is_ours(chunk: LogChunk) -> bool:
     return b"[kohaku: " in chunk.data
 
 
+def make(logs: TaskLogs, key: str) -> Outputs:
+    """Make both files, as a program does that writes to both."""
+    outputs = logs.new_paths(key)
+    for path in outputs:
+        path.touch(0o600)
+    return outputs
+
+
 def append(path: Path, data: bytes) -> None:
     with path.open("ab") as file:
         file.write(data)
@@ -85,7 +93,7 @@ def append(path: Path, data: bytes) -> None:
 
 async def test_both_outputs_are_read_whole_in_small_chunks(tmp_path: Path) -> None:
     logs = logs_in(tmp_path)
-    outputs = logs.make(KEY)
+    outputs = make(logs, KEY)
     append(outputs.stdout, lines(0, 100_000))
     append(outputs.stderr, b"complaint")
     chunks, end = await read(logs, wanted())
@@ -97,12 +105,11 @@ async def test_both_outputs_are_read_whole_in_small_chunks(tmp_path: Path) -> No
         LogChunk(Source.STDERR, 0, b"complaint")
     ]
     assert end == LogEnd(1_600_000, 9)
-    assert outputs.stdout.stat().st_mode & 0o777 == 0o600
 
 
 async def test_one_output_is_read_alone(tmp_path: Path) -> None:
     logs = logs_in(tmp_path)
-    outputs = logs.make(KEY)
+    outputs = make(logs, KEY)
     append(outputs.stdout, b"out")
     append(outputs.stderr, b"err")
     assert await read(logs, wanted(sources=(Source.STDERR,))) == (
@@ -111,11 +118,50 @@ async def test_one_output_is_read_alone(tmp_path: Path) -> None:
     )
 
 
-async def test_making_the_files_again_keeps_what_is_in_them(tmp_path: Path) -> None:
+async def test_a_launch_that_wrote_nothing_has_empty_output(tmp_path: Path) -> None:
     logs = logs_in(tmp_path)
-    append(logs.make(KEY).stdout, b"kept")
-    append(logs.make(KEY).stdout, b" and more")
-    assert await text(logs) == b"kept and more"
+    assert os.listdir(tmp_path) == []
+    async with aclosing(logs.read(KEY, wanted(), ended, is_known=True)) as items:
+        assert [item async for item in items] == [LogEnd(0, 0)]
+    append(logs.new_paths(KEY).stderr, b"err")
+    # It has written, so it was here: what is not there of it is empty.
+    assert await read(logs, wanted(sources=OUT)) == ([], LogEnd(0, 0))
+    assert await text(logs, tail_lines=5, stdout_from=3) == b""
+
+
+async def test_following_may_begin_before_anything_was_written(tmp_path: Path) -> None:
+    logs = logs_in(tmp_path)
+    looks = 0
+
+    def is_live() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            append(logs.new_paths(KEY).stdout, lines(0, 3))
+        return looks < 5
+
+    question = wanted(follow=True)
+    async with aclosing(logs.read(KEY, question, is_live, is_known=True)) as items:
+        *chunks, end = [item async for item in items]
+    assert [chunk.data for chunk in chunks if isinstance(chunk, LogChunk)] == [lines(0, 3)]
+    assert end == LogEnd(48, 0)
+
+
+async def test_output_of_an_earlier_version_is_read_trimmed_and_removed(tmp_path: Path) -> None:
+    """It had a folder for each launch; one that began before an update may still write there."""
+    logs = logs_in(tmp_path, cap=MIB)
+    folder = tmp_path / KEY
+    folder.mkdir()
+    append(folder / "stdout", lines(0, 5 * MIB // 16))
+    logs.trim(KEY)
+    assert (folder / "stdout").stat().st_blocks * 512 <= MIB
+    assert sorted(os.listdir(folder)) == ["stdout", "stdout.hole"]
+    chunks, end = await read(logs, wanted())
+    check_chunks(chunks, end)
+    logs.finish(KEY)
+    assert logs.sweep(time.time(), live=()) == []
+    assert logs.sweep(time.time() + 4000, live=()) == [KEY]
+    assert os.listdir(tmp_path) == []
 
 
 @given(
@@ -127,7 +173,7 @@ def test_tails_and_offsets_are_what_tail_would_show(
     tmp_path_factory: pytest.TempPathFactory, output: bytes, count: int, offset: int
 ) -> None:
     logs = logs_in(tmp_path_factory.mktemp("logs"))
-    append(logs.make(KEY).stdout, output)
+    append(make(logs, KEY).stdout, output)
     tail = b"".join(output.splitlines(keepends=True)[-count:])
     start = offset if offset >= 0 else max(len(output) + offset, 0)
 
@@ -142,13 +188,13 @@ def test_tails_and_offsets_are_what_tail_would_show(
 
 async def test_the_last_lines_are_found_however_far_back(tmp_path: Path) -> None:
     logs = logs_in(tmp_path)
-    append(logs.make(KEY).stdout, lines(0, 100_000))
+    append(make(logs, KEY).stdout, lines(0, 100_000))
     assert await text(logs, tail_lines=10_000) == lines(90_000, 10_000)
 
 
 async def test_following_gives_what_is_written_up_to_the_end(tmp_path: Path) -> None:
     logs = logs_in(tmp_path)
-    path = logs.make(KEY).stdout
+    path = make(logs, KEY).stdout
     written = threading.Event()
 
     def write() -> None:
@@ -170,7 +216,7 @@ async def test_what_is_there_is_read_without_waiting_for_a_writer_that_goes_on(
     tmp_path: Path,
 ) -> None:
     logs = logs_in(tmp_path)
-    path = logs.make(KEY).stdout
+    path = make(logs, KEY).stdout
     append(path, lines(0, 10_000))
     first = True
     got = 0
@@ -186,7 +232,7 @@ async def test_what_is_there_is_read_without_waiting_for_a_writer_that_goes_on(
 
 async def test_a_reader_that_goes_away_leaves_no_file_open(tmp_path: Path) -> None:
     logs = logs_in(tmp_path)
-    logs.make(KEY)
+    make(logs, KEY)
 
     async def follow() -> None:
         await read(logs, wanted(follow=True), is_live=lambda: True)
@@ -219,7 +265,7 @@ async def test_a_launch_that_has_no_output_here_is_named(tmp_path: Path) -> None
 @pytest.mark.parametrize("key", ["..", "7", "7-1/..", "7-1-2", "a-1", "", "7-1\n"])
 def test_nothing_but_a_key_becomes_a_path(key: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no key of a launch"):
-        logs_in(tmp_path).folder(key)
+        logs_in(tmp_path).paths(key)
 
 
 # -- The cap -------------------------------------------------------------------------------
@@ -227,7 +273,7 @@ def test_nothing_but_a_key_becomes_a_path(key: str, tmp_path: Path) -> None:
 
 async def test_the_middle_is_dropped_and_said_so_in_its_place(tmp_path: Path) -> None:
     logs = logs_in(tmp_path, cap=MIB)
-    path = logs.make(KEY).stdout
+    path = make(logs, KEY).stdout
     append(path, lines(0, 5 * MIB // 16))
     before = path.stat()
     logs.trim(KEY)
@@ -260,7 +306,7 @@ def check_chunks(chunks: list[LogChunk], end: LogEnd) -> None:
 
 
 async def test_a_hole_grows_and_is_known_after_a_restart(tmp_path: Path) -> None:
-    path = logs_in(tmp_path).make(KEY).stdout
+    path = make(logs_in(tmp_path), KEY).stdout
     for part in range(6):
         append(path, lines(part * MIB // 16, MIB // 16))
         logs_in(tmp_path, cap=MIB).trim(KEY)
@@ -273,17 +319,17 @@ async def test_a_hole_grows_and_is_known_after_a_restart(tmp_path: Path) -> None
 
 async def test_an_output_below_the_cap_is_left_alone(tmp_path: Path) -> None:
     logs = logs_in(tmp_path, cap=MIB)
-    path = logs.make(KEY).stdout
+    path = make(logs, KEY).stdout
     append(path, lines(0, MIB // 16))
     logs.trim(KEY)
     logs.trim("8-1")  # never made
-    assert sorted(os.listdir(path.parent)) == ["stderr", "stdout"]
+    assert sorted(os.listdir(tmp_path)) == [f"{KEY}.stderr", f"{KEY}.stdout"]
     assert await text(logs) == lines(0, MIB // 16)
 
 
 async def test_whoever_begins_in_a_hole_is_told_what_is_left_of_it(tmp_path: Path) -> None:
     logs = logs_in(tmp_path, cap=MIB)
-    path = logs.make(KEY).stdout
+    path = make(logs, KEY).stdout
     append(path, lines(0, 5 * MIB // 16))
     logs.trim(KEY)
     for start in (2 * MIB, -3 * MIB):
@@ -299,7 +345,7 @@ async def test_whoever_begins_in_a_hole_is_told_what_is_left_of_it(tmp_path: Pat
 
 async def test_lines_are_not_searched_for_beyond_a_hole(tmp_path: Path) -> None:
     logs = logs_in(tmp_path, cap=MIB)
-    path = logs.make(KEY).stdout
+    path = make(logs, KEY).stdout
     append(path, lines(0, 5 * MIB // 16))
     logs.trim(KEY)
     assert await text(logs, tail_lines=3) == lines(5 * MIB // 16 - 3, 3)
@@ -311,7 +357,7 @@ async def test_lines_are_not_searched_for_beyond_a_hole(tmp_path: Path) -> None:
 async def test_a_reader_never_sees_what_a_hole_has_made_zero(tmp_path: Path) -> None:
     """A writer, a trimmer and a slow reader at once: all that is read was written there."""
     logs = logs_in(tmp_path, cap=256 * 1024)
-    path = logs.make(KEY).stdout
+    path = make(logs, KEY).stdout
     count = 32 * MIB // 16
     written = threading.Event()
 
@@ -347,7 +393,7 @@ async def test_where_no_hole_can_be_punched_nothing_is_lost_and_it_is_said_once(
 
     monkeypatch.setattr(log_holes, "_punch", refuse)
     logs = logs_in(tmp_path, cap=MIB)
-    append(logs.make(KEY).stdout, lines(0, 5 * MIB // 16))
+    append(make(logs, KEY).stdout, lines(0, 5 * MIB // 16))
     with caplog.at_level(logging.WARNING):
         logs.trim(KEY)
         logs.trim(KEY)
@@ -363,10 +409,10 @@ async def test_a_hole_that_could_not_be_punched_is_not_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logs = logs_in(tmp_path, cap=MIB)
-    path = logs.make(KEY).stdout
+    path = make(logs, KEY).stdout
     append(path, lines(0, 5 * MIB // 16))
     logs.trim(KEY)
-    hole = path.with_name("stdout.hole").read_bytes()
+    hole = path.with_name(f"{KEY}.stdout.hole").read_bytes()
     append(path, lines(5 * MIB // 16, 5 * MIB // 16))
 
     def fail(path: Path, hole: log_holes.Hole) -> None:
@@ -376,7 +422,7 @@ async def test_a_hole_that_could_not_be_punched_is_not_remembered(
         broken.setattr(log_holes, "_punch", fail)
         with pytest.raises(OSError, match="Input/output"):
             logs.trim(KEY)
-    assert path.with_name("stdout.hole").read_bytes() == hole
+    assert path.with_name(f"{KEY}.stdout.hole").read_bytes() == hole
     chunks, end = await read(logs, wanted(sources=OUT))
     assert end.dropped == 4.25 * MIB
     check_chunks(chunks, end)
@@ -384,7 +430,7 @@ async def test_a_hole_that_could_not_be_punched_is_not_remembered(
 
 async def test_an_output_that_somebody_cut_short_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     logs = logs_in(tmp_path, cap=MIB)
-    path = logs.make(KEY).stdout
+    path = make(logs, KEY).stdout
     append(path, lines(0, 5 * MIB // 16))
     logs.trim(KEY)
     os.truncate(path, 32)
@@ -398,7 +444,7 @@ async def test_whoever_follows_an_output_that_is_cut_short_goes_on_where_it_was(
     tmp_path: Path,
 ) -> None:
     logs = logs_in(tmp_path)
-    path = logs.make(KEY).stdout
+    path = make(logs, KEY).stdout
     append(path, lines(0, 100))
     looks = 0
 
@@ -420,9 +466,9 @@ async def test_whoever_follows_an_output_that_is_cut_short_goes_on_where_it_was(
 
 
 def aged(logs: TaskLogs, key: str, age_s: float, now: float, size: int = 0) -> None:
-    outputs = logs.make(key)
+    outputs = make(logs, key)
     append(outputs.stdout, b"x" * size)
-    for path in (*outputs, logs.folder(key)):
+    for path in outputs:
         os.utime(path, (now - age_s, now - age_s))
 
 
@@ -435,7 +481,8 @@ def test_old_output_goes_unless_its_launch_is_live(tmp_path: Path) -> None:
     aged(logs, "3-1", 5000, now)
     append(logs.paths("3-1").stderr, b"still writing")
     assert logs.sweep(now, live={"1-2"}) == ["1-1"]
-    assert sorted(os.listdir(tmp_path)) == ["1-2", "2-1", "3-1", "not ours"]
+    left = ["1-2.stderr", "1-2.stdout", "2-1.stderr", "2-1.stdout", "3-1.stderr", "3-1.stdout"]
+    assert sorted(os.listdir(tmp_path)) == [*left, "not ours"]
 
 
 def test_the_time_is_counted_from_the_end(tmp_path: Path) -> None:

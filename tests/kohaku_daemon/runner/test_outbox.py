@@ -1,4 +1,4 @@
-"""What waits for the link: the newest of each launch, in messages that fit."""
+"""What waits for the link: the newest of each launch, ends at once, in messages that fit."""
 
 from __future__ import annotations
 
@@ -24,8 +24,37 @@ async def test_the_newest_report_of_a_launch_is_the_one_that_is_said() -> None:
     outbox = Outbox()
     outbox.put(a_report(1))
     outbox.put(a_report(2))
+    outbox.put(a_report(1, AttemptState.PAUSED))
+    assert await outbox.take() == (a_report(1, AttemptState.PAUSED), a_report(2))
+
+
+async def test_an_end_is_said_at_once_and_steps_only_if_they_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kohaku_daemon.runner.outbox._LINGER_S", 0.05)
+    outbox = Outbox()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    outbox.put(a_report(1))
+    outbox.put(a_report(2))
     outbox.put(a_report(1, AttemptState.ENDED))
-    assert await outbox.take() == (a_report(2), a_report(1, AttemptState.ENDED))
+    assert await outbox.take() == (a_report(1, AttemptState.ENDED),)
+    assert await outbox.take() == (a_report(2),)
+    assert loop.time() - began >= 0.05
+
+
+async def test_a_launch_that_changes_all_the_time_is_heard_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kohaku_daemon.runner.outbox._LINGER_S", 0.05)
+    outbox = Outbox()
+    taken = asyncio.ensure_future(outbox.take())
+    async with asyncio.timeout(10):
+        while not taken.done():
+            for state in (AttemptState.RUNNING, AttemptState.PAUSED):
+                outbox.put(a_report(1, state))
+                await asyncio.sleep(0.001)
+    assert [report.task for report in taken.result()] == [1]
 
 
 async def test_taking_waits_for_something_to_say() -> None:

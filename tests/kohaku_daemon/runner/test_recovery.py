@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+from pathlib import Path
 
 import pytest
 
 from kohaku_daemon.backends.base import BackendFailed, TaskFolders
-from kohaku_daemon.backends.mock import MockBackend
+from kohaku_daemon.backends.mock import MockBackend, MockWorld
 from kohaku_daemon.core.workload import Finding, Handle, Launch, Started
 from protocol.ids import TaskId
 from protocol.messages.runner import AttemptState, OrderKill, OrderStart
@@ -25,31 +27,32 @@ def order_again_if_unknown(host: FakeHost, start: OrderStart) -> None:
         host.order(start)
 
 
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(
-    ("commit", "after"),
+    ("commit", "answers"),
     [
-        pytest.param(1, False, id="order-before"),
-        pytest.param(1, True, id="order-after"),
-        pytest.param(2, False, id="end-before"),
-        pytest.param(2, True, id="end-after"),
-        pytest.param(3, False, id="settled-before"),
-        pytest.param(3, True, id="settled-after"),
+        pytest.param(1, True, id="order"),
+        pytest.param(2, False, id="end"),
+        pytest.param(2, True, id="settled"),
     ],
 )
 async def test_a_crash_around_any_commit_launches_once_and_loses_no_end(
-    host: FakeHost, machine: Machine, commit: int, after: bool
+    host: FakeHost, machine: Machine, commit: int, answers: bool, after: bool
 ) -> None:
-    """The commits of a launch: its order, its end, that the host knows the end."""
+    """The commits of a launch: its order, its end if the host takes its time, that it knows it."""
     machine.fails_at, machine.fails_after = commit, after
+    if not answers:
+        host.answers_reports.clear()
     await machine.start()
     start = a_start(1, stdout="x", exit="3")
     host.order(start)
     await machine.lose_power()
 
     machine.fails_at = 0
+    host.answers_reports.set()
     await machine.start()
     await until(lambda: len(host.registers) == 2)
-    if (commit, after) != (3, True):  # then the host has the task as ended
+    if not host.has_ended(1):
         order_again_if_unknown(host, start)
     record = await machine.settled("1-1")
     assert machine.output("1-1") == "x"
@@ -57,7 +60,7 @@ async def test_a_crash_around_any_commit_launches_once_and_loses_no_end(
     said = {report.exit for report in host.reports if report.state is ENDED}
     assert said == {Exit(Cause.EXITED, code=3)}
     await until(lambda: not (machine.config.data / "scratch" / "1-1").exists())
-    assert machine.world.runs == {}
+    await until(lambda: machine.world.runs == {})
 
 
 class Stalling(MockBackend):
@@ -161,3 +164,81 @@ async def test_nothing_is_said_to_the_host_before_every_fate_is_known(
     await until(lambda: len(host.registers) == 2)
     assert machine.ready == ["gpu-01"]
     assert host.registers[1].attempts[0].state is RUNNING
+
+
+async def test_a_copy_of_a_data_folder_starts_nothing_that_its_original_may_start(
+    host: FakeHost, machine: Machine, tmp_path: Path
+) -> None:
+    """The original died between an order and its start; both it and a copy of it come up."""
+    machine.fails_at, machine.fails_after = 1, True
+    await machine.start()
+    host.order(a_start(1, stdout="x"))
+    await machine.lose_power()
+    copy = Machine(tmp_path / "copy", host)
+    copy.world = MockWorld(name=machine.world.name)  # where it would run a second time
+    shutil.copytree(machine.config.data, copy.config.data, dirs_exist_ok=True)
+
+    machine.fails_at = 0
+    host.refuses = True
+    await copy.start()
+    try:
+        await until(lambda: host.refusals >= 3)
+        assert copy.ready
+        assert copy.launches()["1-1"].state is AttemptState.ACCEPTED
+        assert copy.world.runs == {}
+    finally:
+        await copy.stop()
+    host.refuses = False
+    await machine.start()
+    await machine.settled("1-1")
+    assert machine.output("1-1") == "x"
+    assert copy.output("1-1") == ""
+
+
+async def test_what_waits_for_the_host_starts_when_it_comes_and_what_runs_does_not_wait(
+    host: FakeHost, machine: Machine
+) -> None:
+    await machine.start()
+    host.order(a_start(2, run_s="forever"))
+    await until(lambda: host.state(2) is RUNNING)
+    machine.fails_at, machine.fails_after = len(machine.launches()) + 1, True
+    host.order(a_start(1, stdout="x"))
+    await machine.lose_power()
+    await host.leave()
+
+    machine.fails_at = 0
+    machine.ready.clear()
+    await machine.start()
+    await until(lambda: machine.ready)
+    handle = machine.launches()["2-1"].handle
+    assert handle is not None
+    await machine.backend.kill(handle, 0.0)
+    await until(lambda: machine.launches()["2-1"].state is ENDED)
+    assert machine.output("1-1") == ""
+    assert machine.launches()["1-1"].state is AttemptState.ACCEPTED
+    await host.arrive()
+    await machine.settled("1-1")
+    assert machine.output("1-1") == "x"
+
+
+async def test_fences_stay_over_restarts_and_go_in_the_order_they_came(
+    host: FakeHost, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kohaku_daemon.core.node.engine._FENCED_LAUNCHES", 20)
+    for first in range(1, 61, 20):
+        await machine.start()
+        for task in range(first, first + 20):
+            host.order(a_start(task))
+        for task in range(first, first + 20):
+            await machine.settled(f"{task}-1")
+        await machine.stop()
+    await machine.start()
+    await until(lambda: len(host.registers) == 4)
+    kept = machine.launches()
+    # One row may hold more than is left of it.
+    assert {f"{task}-1" for task in range(41, 61)} <= kept.keys()
+    assert len(kept) <= 40
+    assert host.registers[-1].attempts == ()
+    host.order(a_start(60, stdout="again"), a_start(61))
+    await machine.settled("61-1")
+    assert machine.output("60-1") == ""

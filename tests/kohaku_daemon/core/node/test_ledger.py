@@ -124,10 +124,35 @@ def test_a_launch_written_again_during_its_commit_is_held_until_both_are_done(
     assert ledger.is_kept("1-1")
 
 
-def test_the_host_is_told_no_more_than_the_disk_has(ledger: Ledger) -> None:
+@pytest.mark.parametrize("under_way", [False, True])
+def test_an_order_the_disk_does_not_take_is_let_go_of_for_a_new_link(
+    ledger: Ledger, under_way: bool
+) -> None:
+    kept, waiting = a_record(1), a_record(2)
+    ledger.take(an_order(kept))
+    ledger.close()
+    ledger.finish()
+    ledger.take([*an_order(waiting), *an_end(kept)])
+    if under_way:
+        ledger.close()
+    assert ledger.withdraw() == ["2-1"]
+    if under_way:
+        assert ledger.finish() == []
+        assert list(ledger.open.voids) == ["2-1"]  # it may have been written
+        assert not ledger.open.is_empty
+    else:
+        assert list(ledger.close().puts) == ["1-1"]
+        assert ledger.finish() == []
+    # Given again it is an order as any other.
+    ledger.take(an_order(waiting))
+    bundle = ledger.close()
+    assert (list(bundle.puts)[-1], list(bundle.voids)) == ("2-1", [])
+    assert ledger.finish() == an_order(waiting)[1:]
+
+
+def test_a_new_link_is_told_no_more_than_the_disk_has(ledger: Ledger) -> None:
     record = a_record()
     ledger.take(an_order(record))
-    assert list(ledger.tellable([record.report()])) == []
     ledger.close()
     ledger.finish()
     assert list(ledger.tellable([record.report()])) == [record.report()]
@@ -135,16 +160,10 @@ def test_the_host_is_told_no_more_than_the_disk_has(ledger: Ledger) -> None:
     accepted = record.report()
     record.state, record.exit = AttemptState.ENDED, Exit(Cause.START_FAILED)
     ledger.take([Remember(record)])
+    assert ledger.withdraw() == []
     assert list(ledger.tellable([record.report()])) == [accepted]
     ledger.close()
     ledger.finish()
-    assert list(ledger.tellable([record.report()])) == [record.report()]
-
-
-def test_what_an_earlier_run_kept_is_told_of() -> None:
-    record = a_record()
-    ledger = Ledger(["1-1"])
-    ledger.take([Remember(record)])  # under a new handle
     assert list(ledger.tellable([record.report()])) == [record.report()]
 
 
