@@ -19,6 +19,7 @@ import msgspec
 
 from kohaku_daemon.core.access.permissions import Actor
 from kohaku_daemon.core.access.tokens import TokenKind, is_token, token_digest
+from kohaku_daemon.core.cluster.copies import refuse_copy
 from kohaku_daemon.core.cluster.events import (
     JoinAsked,
     RunnerBeat,
@@ -211,8 +212,9 @@ class RunnerDoor:
             return Registered(name, heartbeat_s)
         attempts, visitor.said = visitor.said, []
         self._check_often(name)
-        wanted, ended = await self._look_up(attempts)
+        wanted, ended, begun = await self._look_up(attempts)
         self._check_current(name, visitor)  # again: it may have been removed meanwhile
+        refuse_copy(name, wanted, self._parts.state.tasks, begun)
         link = visitor.link or RunnerLink(name, served)
         self._refuse_second(name, params.instance, link)
         link.instance = params.instance
@@ -222,7 +224,7 @@ class RunnerDoor:
         if before is not None:
             reason = "the same runner has connected again"
             spawn(before.served.close(CloseCode.REPLACED, reason), name=f"close {name}'s old link")
-        event = RunnerRegistered(name, served.address, params.inventory, wanted, ended)
+        event = RunnerRegistered(name, served.address, params.inventory, wanted, ended, begun)
         await self._parts.loop.ask(event, patient=True)
         return Registered(name, heartbeat_s)
 
@@ -268,14 +270,15 @@ class RunnerDoor:
 
     async def _look_up(
         self, attempts: Sequence[AttemptReport]
-    ) -> tuple[tuple[AttemptReport, ...], frozenset[TaskId]]:
-        """Give those attempts that say something, and those of their tasks that have ended.
+    ) -> tuple[tuple[AttemptReport, ...], frozenset[TaskId], frozenset[TaskId]]:
+        """Give those attempts that say something, those of their tasks that have ended, and those
+        of these that ended after that attempt had begun.
 
         Of what the books never heard of, which is only told, some are enough.
         """
         live = self._parts.state.tasks
         wanted: list[AttemptReport] = []
-        ended = set[TaskId]()
+        ended, begun = set[TaskId](), set[TaskId]()
         looked_up = unknown = 0
         for report in attempts:
             if report.task in live:
@@ -287,11 +290,13 @@ class RunnerDoor:
             record = self._parts.store.task(report.task)
             if record is not None and record.state.is_final:
                 ended.add(report.task)
+                if record.started_at and record.attempt == report.attempt:
+                    begun.add(report.task)
                 wanted.append(report)
             elif unknown < _MOST_UNKNOWN:
                 unknown += 1
                 wanted.append(report)
-        return tuple(wanted), frozenset(ended)
+        return tuple(wanted), frozenset(ended), frozenset(begun)
 
 
 def _visitor(served: Served) -> _Visitor:

@@ -22,6 +22,7 @@ from kohaku_daemon.core.cluster.actions import (
     Refuse,
     SendOrder,
 )
+from kohaku_daemon.core.cluster.copies import refuse_copy
 from kohaku_daemon.core.cluster.events import (
     ClusterEvent,
     DrainAsked,
@@ -321,6 +322,7 @@ class ClusterEngine:
 
     def _register(self, event: RunnerRegistered) -> None:
         node = self.state.fleet.find(event.node)
+        refuse_copy(node.name, event.attempts, self.state.tasks, event.begun)
         was = node.state
         self.state.fleet.online(node, event.inventory, self._scribe.now)
         self._scribe.keep_node(node)

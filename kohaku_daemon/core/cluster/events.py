@@ -130,6 +130,8 @@ class RunnerRegistered:
     attempts: tuple[AttemptReport, ...]
     #: Tasks among them that the store has as ended.
     ended: frozenset[TaskId] = frozenset()
+    #: Those of them that ended after the attempt that is told of had begun.
+    begun: frozenset[TaskId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

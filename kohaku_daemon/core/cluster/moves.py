@@ -174,6 +174,7 @@ class Moves:
         change = Change(self._scribe.now, TaskState.QUEUED, cause, actor, task.attempt, task.node)
         self._state.tasks_on(task.node).pop(task.id, None)
         task.state = advance(task.state, TaskEvent.REQUEUED)
+        task.kill_asked_by = ""  # of the attempt that is over; who asks for another wants it
         task.node = NodeName("")
         task.claim = None
         task.started_at = 0.0

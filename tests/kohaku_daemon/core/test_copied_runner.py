@@ -6,12 +6,10 @@ an order and its start.
 
 from __future__ import annotations
 
-import pytest
-
 from kohaku_daemon.core.cluster.events import RunnerGone
 from kohaku_daemon.core.node.actions import NodeAction, Remember, StartLaunch
 from kohaku_daemon.core.node.engine import NodeEngine
-from kohaku_daemon.core.node.events import LaunchFound, LaunchStarted, ReportsTaken, StartOrdered
+from kohaku_daemon.core.node.events import LaunchFound, LaunchStarted, StartOrdered
 from kohaku_daemon.core.node.records import LaunchRecord
 from kohaku_daemon.core.workload import Finding, Found, Handle, Launch, Started
 from protocol.ids import NodeName
@@ -61,13 +59,31 @@ def test_a_copy_starts_nothing_before_the_host_has_taken_it_in() -> None:
     a_copy(Playbook(a_cluster([a_node("n1")])))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the host takes a runner's word that it never began what it said it ran"
-)
 def test_a_copy_that_comes_when_the_original_is_gone_does_not_repeat_what_that_ran() -> None:
     play = Playbook(a_cluster([a_node("n1")]))
     copy, _ = a_copy(play)
     play.tell(RunnerGone(N1, "the link broke"))
-    lines = play.tell(registered("n1", an_inventory(), attempts=copy.attempts()))
-    if not any(line.startswith("refuse") for line in lines):
-        assert starts(copy.handle(ReportsTaken(copy.attempts()), play.now)) == 0
+    said = copy.attempts()
+    assert play.tell(registered("n1", an_inventory(), attempts=said)) == ["refuse conflict"]
+    assert "which has run there already: its data is an old copy" in str(play.refusal)
+
+
+def test_a_copy_does_not_repeat_what_has_ended_either() -> None:
+    play = Playbook(a_cluster([a_node("n1")]))
+    copy, _ = a_copy(play)
+    play.hear(1, AttemptState.ENDED)
+    play.tell(RunnerGone(N1, "the link broke"))
+    ended = frozenset({play.id(1)})
+    event = registered("n1", an_inventory(), attempts=copy.attempts(), ended=ended, begun=ended)
+    assert play.tell(event) == ["refuse conflict"]
+
+
+def test_a_runner_that_never_began_what_it_was_ordered_is_taken_in() -> None:
+    play = Playbook(a_cluster([a_node("n1")]))
+    play.tell(a_submission())
+    play.place()
+    play.hear(1, AttemptState.ACCEPTED)
+    play.tell(RunnerGone(N1, "the link broke"))
+    said = (play.report(play.id(1), AttemptState.ACCEPTED),)
+    lines = play.tell(registered("n1", an_inventory(), attempts=said))
+    assert lines[-1] == "answer"
