@@ -1,17 +1,19 @@
 """Tasks as processes of the machine itself: the backend that is always there.
 
-Knows: how a launch is given to the launcher, found again by its state folder, ended, held.
+Knows: how a launch is given to a keeper, found again by its record, ended, held.
 Does not know: how its walls are put up (``sandbox``) or what they are (``planning``).
 
-A launch belongs to a shim that outlives the runner and writes down the program's own wait
+A launch belongs to a keeper that outlives the runner and writes down the program's own wait
 status. It is not wrapped in bubblewrap: that ends with 137 for a program that exits 137 as
 well as for one that SIGKILL ended, and its ``--json-status-fd`` says 137 for both too (seen
 with 0.8.0), while a task's end must tell a code from a signal.
 
 What is promised where:
 
-- At most once. Whoever takes the state folder first, a shim or a runner that gives the launch
-  up, has it for ever (``record``).
+- At most once. Whoever takes the record first, a keeper or a runner that gives the launch up,
+  has it for ever (``record``).
+- A killed keeper costs nothing: its guard goes on with all that it kept (``guard``). Only if
+  both are killed, its launches are ended and told to be lost.
 - A restart of the machine is told by the boot id in the handle. If no keeper is recorded and
   the boot is another one, a power cut may have eaten the record, so the answer is "ended with
   the machine", not "never started".
@@ -22,34 +24,35 @@ What is promised where:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import logging
 import os
 import secrets
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from kohaku_daemon.backends.base import BackendFailed, OnExit, TaskFolders
 from kohaku_daemon.backends.process import tree
 from kohaku_daemon.backends.process.cgroups import GroupSite, find_site
-from kohaku_daemon.backends.process.environment import mark_launch
+from kohaku_daemon.backends.process.control import TreeControl, call, wait_until_over
+from kohaku_daemon.backends.process.conversation import Answer
+from kohaku_daemon.backends.process.handles import is_there, name_launch, prepare, try_give_up
 from kohaku_daemon.backends.process.kept import KeptLaunch
-from kohaku_daemon.backends.process.link import LauncherLink
+from kohaku_daemon.backends.process.launching import FAILED, STARTED, TAKEN
+from kohaku_daemon.backends.process.link import KeeperLink
 from kohaku_daemon.backends.process.planning import Means, Planner, find_users
 from kohaku_daemon.backends.process.record import (
-    NOBODY,
-    Keeper,
+    Ending,
     LaunchPlan,
-    read_ending,
-    read_keeper,
-    take,
+    Record,
+    make_record,
+    read_record,
 )
 from kohaku_daemon.backends.process.settings import ProcessSettings
-from kohaku_daemon.backends.process.shim import FAILED, SWEEP_S
 from kohaku_daemon.backends.process.trial import choose_means
 from kohaku_daemon.backends.process.verdict import judge, judge_lost
 from kohaku_daemon.clock import Clock, SystemClock
@@ -57,27 +60,17 @@ from kohaku_daemon.core.workload import Finding, Found, Handle, Launch, Started
 from kohaku_daemon.supervise import spawn
 from protocol.ids import TaskId
 from protocol.models.node import BackendInfo, TaskReading
+from protocol.models.task import Exit
 
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
 
-#: Between two looks at a tree that is being ended or held, at first and at most.
+#: Between two looks at a record that is about to change, at first and at most.
 _SOON_S: Final = 0.01
 _LATER_S: Final = 0.5
-#: How long a tree may take to be still before that is called a failure.
-_HOLD_S: Final = 10.0
-#: How long a shim may take whose program ends at once.
+#: Seconds by which a clock may be off without having been set.
+_CLOCK_STEP_S: Final = 2.0
+#: How long what was just taken may take until it runs, or not.
 _SHORT_S: Final = 20.0
-
-
-@dataclass(slots=True)
-class _Watched:
-    """One launch whose end is awaited."""
-
-    keeper: Keeper
-    on_exit: OnExit
-    #: Of the shim; -1 if it was over before anybody looked.
-    descriptor: int
 
 
 class ProcessBackend:
@@ -111,14 +104,16 @@ class ProcessBackend:
         self._settings = settings or ProcessSettings()
         self._clock = clock or SystemClock()
         self._hidden = (state_root, *hidden)
-        self._link = LauncherLink(state_root / "launcher.log")
+        self._link = KeeperLink(state_root, state_root / "keeper.log")
         self._planner: Planner | None = None
         self._site: GroupSite | None = None
         self._boot = ""
         # Begins anywhere, so that no two runs of a runner number alike.
         self._plans = itertools.count(secrets.randbits(60))
-        self._watched: dict[str, _Watched] = {}
-        self._kills: dict[str, tuple[float, asyncio.Task[None]]] = {}
+        self._watched: dict[str, OnExit] = {}
+        #: What follows launches that no keeper of ours has.
+        self._followers: dict[str, asyncio.Task[None]] = {}
+        self._control = TreeControl(self._clock)
         #: When and what CPU seconds were read last, for the percentage.
         self._readings: dict[str, tuple[float, float]] = {}
 
@@ -126,9 +121,9 @@ class ProcessBackend:
         return f"ProcessBackend({self._node}, watched={len(self._watched)})"
 
     @property
-    def launcher_pid(self) -> int | None:
-        """Pid of the launcher, for those who look after the machine; None if none runs."""
-        return self._link.pid
+    def keeper_pids(self) -> list[int]:
+        """Pids of the keepers that take launches, for those who look after the machine."""
+        return self._link.pids
 
     async def open(self) -> BackendInfo:
         """Make ready, and find out by trials what this machine allows."""
@@ -162,9 +157,7 @@ class ProcessBackend:
         """Let go of everything. Launches go on."""
         for key in list(self._watched):
             self._unwatch(key)
-        for _, job in self._kills.values():
-            job.cancel()
-        self._kills.clear()
+        self._control.close()
         await self._link.close()
         if self._site is not None:
             self._site.remove()
@@ -191,35 +184,55 @@ class ProcessBackend:
         """
         if self._planner is None:
             raise BackendFailed(f"the process backend of {self._node} is not ready")
-        folder = self._find_folder(handle)
-        plan = self._planner.plan(launch, folder, folders)
+        path = self._find_path(handle)
+        plan = self._planner.plan(launch, Path(path), folders)
         try:
             if self._site is not None and not self._site.is_ready():
                 await asyncio.to_thread(find_site, self._settings.cgroup_root, self._site_name)
-            folder.mkdir(mode=0o700, exist_ok=True)
-            kind, text = await self._link.launch(plan)
+            make_record(path)
         except OSError as error:
-            kind, text = FAILED, f"no launcher on {self._node}: {error}"
-        return await self._settle(folder, kind, text)
+            raise BackendFailed(f"cannot make {path}: {error.strerror}") from error
+        while True:
+            try:
+                answer = await self._link.launch(plan)
+            except OSError as error:
+                answer = Answer(FAILED, f"no keeper on {self._node}: {error}")
+            if answer.kind == STARTED:
+                return Started(started_at=answer.started_at, note=plan["note"])
+            started = await self._settle(path, answer)
+            if started is not None:
+                return started
 
     async def adopt(self, handle: Handle) -> Finding:
         """Say what became of a launch started, or about to be, by an earlier run of the runner.
 
         Raises:
-            BackendFailed: Its state folder cannot be used.
+            BackendFailed: Its record cannot be used.
         """
-        folder = self._find_folder(handle)
-        keeper = read_keeper(str(folder))
-        if keeper is None and handle.data.get("boot") == self._boot:
-            keeper = _give_up(folder)
-        if keeper == NOBODY:
+        path = self._find_path(handle)
+        found = read_record(path)
+        if found.keeper is None and handle.data.get("boot") == self._boot:
+            prepare(path)  # a start under this handle must find that it comes too late
+            found = try_give_up(path)
+        if found.is_given_up:
             return Finding(found=Found.NEVER_STARTED)
-        kept = self._open_kept(handle, keeper)
-        if kept is not None and kept.is_kept():
-            held = await self._call(kept, kept.is_held)
+        kept = self._open_kept(path, found)
+        if found.ending is None and kept is not None and kept.is_kept():
+            held = await call(kept, kept.is_held)
             state = Found.PAUSED if held else Found.RUNNING
-            return Finding(found=state, started_at=keeper.started_at if keeper else 0.0)
-        return await self._find_end(folder, keeper, kept)
+            return Finding(found=state, started_at=self._date(found, kept))
+        return await self._find_end(path, found)
+
+    def _date(self, found: Record, kept: KeptLaunch) -> float:
+        """Say when a launch that runs began, by the clock as it is set now.
+
+        If somebody has set it since, the launch must have neither more nor less of its time.
+        """
+        recorded, age_s = found.keeper.started_at if found.keeper else 0.0, kept.read_age_s()
+        if age_s is None:
+            return recorded
+        began_at = self._clock.now() - age_s
+        return began_at if abs(began_at - recorded) > _CLOCK_STEP_S else recorded
 
     def watch(self, handle: Handle, on_exit: OnExit) -> None:
         """Call ``on_exit`` once when the launch ends, or has ended.
@@ -227,38 +240,25 @@ class ProcessBackend:
         Raises:
             BackendFailed: There is no such launch.
         """
-        key = _name(handle)
-        keeper = read_keeper(str(self._find_folder(handle)))
-        if keeper is None or keeper == NOBODY:
-            raise BackendFailed(f"{self._node} knows no launch {key}")
+        key = name_launch(handle)
         self._unwatch(key)
-        kept = self._open_kept(handle, keeper)
-        descriptor = kept.open() if kept is not None else None
-        self._watched[key] = _Watched(keeper, on_exit, -1 if descriptor is None else descriptor)
-        loop = asyncio.get_running_loop()
-        if descriptor is None:
-            loop.call_soon(self._end, handle)
-        else:
-            loop.add_reader(descriptor, self._end, handle)
+        started_at = self._link.watch(key, lambda ending: self._take_end(key, ending))
+        if started_at is None:
+            found = read_record(self._find_path(handle))
+            if found.keeper is None or found.is_given_up:
+                raise BackendFailed(f"{self._node} knows no launch {key}")
+        self._watched[key] = on_exit
+        if started_at is None:
+            self._follow(key)
 
     async def kill(self, handle: Handle, grace_s: float) -> None:
         """Ask the whole tree to end: SIGTERM, then after ``grace_s`` SIGKILL. Returns at once.
 
         Asked again with less grace left than the first time, it hurries.
         """
-        key = _name(handle)
         kept = self._find_kept(handle)
-        if kept is None or not kept.is_kept():
-            return
-        deadline = self._clock.monotonic() + grace_s
-        if key in self._kills:
-            earlier, job = self._kills[key]
-            if earlier <= deadline:
-                return
-            job.cancel()
-        job = spawn(self._end_tree(kept, deadline, gently=grace_s > 0), name=f"kill {key}")
-        self._kills[key] = (deadline, job)
-        job.add_done_callback(lambda done: self._forget_kill(key, done))
+        if kept is not None and kept.is_kept():
+            self._control.kill(name_launch(handle), kept, grace_s)
 
     async def pause(self, handle: Handle) -> None:
         """Hold every process of the launch still. Idempotent; of an ended launch, nothing.
@@ -267,20 +267,15 @@ class ProcessBackend:
             BackendFailed: It does not come to rest.
         """
         kept = self._find_kept(handle)
-        if kept is None:
-            return
-        deadline = self._clock.monotonic() + _HOLD_S
-        while kept.is_kept() and not await self._call(kept, kept.hold):
-            if self._clock.monotonic() > deadline:
-                await self._call(kept, kept.release)
-                raise BackendFailed(f"launch {_name(handle)} on {self._node} does not come to rest")
-            await asyncio.sleep(_SOON_S)
+        if kept is not None and not await self._control.hold(kept):
+            name = name_launch(handle)
+            raise BackendFailed(f"launch {name} on {self._node} does not come to rest")
 
     async def resume(self, handle: Handle) -> None:
         """Let it go on. Idempotent; of an ended launch, nothing."""
         kept = self._find_kept(handle)
         if kept is not None and kept.is_kept():
-            await self._call(kept, kept.release)
+            await call(kept, kept.release)
 
     async def remove(self, handle: Handle) -> None:
         """Remove what is left of an ended launch. Idempotent.
@@ -288,22 +283,22 @@ class ProcessBackend:
         Raises:
             BackendFailed: It has not ended.
         """
-        key, folder, kept = _name(handle), self._find_folder(handle), self._find_kept(handle)
-        if kept is not None:
-            if kept.is_kept():
-                raise BackendFailed(f"launch {key} on {self._node} has not ended")
-            kept.remove_group()
+        key, path = name_launch(handle), self._find_path(handle)
+        if not self._link.has_ended(key):
+            await self._remove_unknown(key, path)
         self._unwatch(key)
+        self._link.forget(key)
         self._readings.pop(key, None)
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
     async def read(self, handle: Handle) -> TaskReading | None:
         """Read what a running launch uses; None if it has ended."""
-        key, kept = _name(handle), self._find_kept(handle)
+        key, kept = name_launch(handle), self._find_kept(handle)
         if kept is None or not kept.is_kept():
             self._readings.pop(key, None)
             return None
-        usage = await self._call(kept, kept.read_usage)
+        usage = await call(kept, kept.read_usage)
         now = self._clock.monotonic()
         before, cpu_s = self._readings.get(key, (now, usage.cpu_s))
         self._readings[key] = (now, usage.cpu_s)
@@ -316,146 +311,142 @@ class ProcessBackend:
             processes=usage.processes,
         )
 
-    def _find_folder(self, handle: Handle) -> Path:
-        return self._root / _name(handle)
+    async def _remove_unknown(self, key: str, path: str) -> None:
+        """Make sure that nothing is left of a launch, or will begin."""
+        found = read_record(path)
+        if found.keeper is None and found.ending is None:
+            # A keeper may have it open, about to take it.
+            found = try_give_up(path)
+        kept = self._open_kept(path, found)
+        if kept is not None:
+            if kept.is_kept():
+                raise BackendFailed(f"launch {key} on {self._node} has not ended")
+            kept.remove_group()
+
+    def _find_path(self, handle: Handle) -> str:
+        return f"{self._root}/{name_launch(handle)}"
 
     def _find_kept(self, handle: Handle) -> KeptLaunch | None:
-        return self._open_kept(handle, read_keeper(str(self._find_folder(handle))))
+        path = self._find_path(handle)
+        return self._open_kept(path, read_record(path))
 
-    def _open_kept(self, handle: Handle, keeper: Keeper | None) -> KeptLaunch | None:
+    def _open_kept(self, path: str, found: Record) -> KeptLaunch | None:
         """Look at a launch's processes; None if this boot of the machine never had any."""
-        if keeper is None or keeper.boot != self._boot:
+        if found.keeper is None or found.keeper.boot != self._boot:
             return None
-        task, attempt = int(handle.data["task"]), int(handle.data["attempt"])
-        return KeptLaunch(keeper, mark_launch(task, attempt))
+        return KeptLaunch(path, found.keeper)
 
-    async def _call(self, kept: KeptLaunch, function: Callable[[], T]) -> T:
-        return function() if kept.is_quick else await asyncio.to_thread(function)
+    async def _settle(self, path: str, answer: Answer) -> Started | None:
+        """Say what became of a start that no keeper called started: the record knows.
 
-    async def _settle(self, folder: Path, kind: str, text: str) -> Started:
-        """Say what became of a start, whatever was answered: the folder knows.
+        None if it was another keeper's, which was killed before it ran anything.
 
         Raises:
             BackendFailed: It did not start, and never will.
         """
-        try:
-            keeper = read_keeper(str(folder)) or _give_up(folder)
-        except BackendFailed as error:
-            raise BackendFailed(text or error.message) from error
-        if keeper == NOBODY:
-            raise BackendFailed(text or f"launch {folder.name} was given up before it started")
-        ending = read_ending(str(folder))
-        if kind == FAILED or (ending is not None and ending.error):
-            # Its shim is about to end; whoever is told of the failure may remove what is left.
-            await self._wait_for_end(keeper)
-            raise BackendFailed(ending.error if ending is not None else text)
-        return Started(started_at=keeper.started_at, note=keeper.note)
+        deadline = self._clock.monotonic() + _SHORT_S
+        while True:
+            found = read_record(path)
+            if found.keeper is None and answer.kind == TAKEN and is_there(path):
+                return None
+            try:
+                found = found if found.keeper is not None else try_give_up(path)
+            except BackendFailed as error:
+                raise BackendFailed(answer.text or error.message) from error
+            if found.keeper is None or found.is_given_up:
+                name = os.path.basename(path)
+                raise BackendFailed(answer.text or f"launch {name} was given up before it started")
+            if found.ending is not None and found.ending.error:
+                raise BackendFailed(found.ending.error)
+            kept = self._open_kept(path, found)
+            is_decided = found.program is not None or found.ending is not None
+            if is_decided or kept is None or not kept.has_keeper():
+                return Started(started_at=found.keeper.started_at, note=found.keeper.note)
+            # Its keeper, or the guard of one that was killed, is just about to say.
+            if self._clock.monotonic() > deadline:
+                raise BackendFailed(f"the keeper {found.keeper.pid} does not start what it took")
+            await asyncio.sleep(_SOON_S)
 
-    async def _find_end(
-        self, folder: Path, keeper: Keeper | None, kept: KeptLaunch | None
-    ) -> Finding:
+    async def _find_end(self, path: str, found: Record) -> Finding:
+        keeper = found.keeper
         started_at = keeper.started_at if keeper is not None else 0.0
-        ending = read_ending(str(folder))
-        if ending is not None:
-            exit_ = judge(ending)
+        if found.ending is not None:
+            exit_ = judge(found.ending)
             return Finding(
-                found=Found.ENDED, exit=exit_, started_at=started_at, ended_at=ending.ended_at
-            )
+                found=Found.ENDED, exit=exit_, started_at=started_at,
+                ended_at=found.ending.ended_at,
+            )  # fmt: skip
+        kept = self._open_kept(path, found)
         if kept is not None:
-            await self._clear(kept)
+            await self._control.clear(kept)
+            # It may have been recorded between the looks at the record and at its keeper.
+            ending = read_record(path).ending
+            if ending is not None:
+                return await self._find_end(path, found._replace(ending=ending))
         exit_ = judge_lost(keeper, self._boot, self._node)
         return Finding(found=Found.ENDED, exit=exit_, started_at=started_at)
 
-    def _end(self, handle: Handle) -> None:
-        """Take up the end of a watched launch: its shim is over."""
-        key = _name(handle)
-        watched = self._watched.get(key)
-        if watched is None:
+    def _take_end(self, key: str, ending: Ending | None) -> None:
+        """Take what a keeper of ours told: an end, or that the keeper was lost."""
+        on_exit = self._watched.get(key)
+        if on_exit is None:
             return
-        self._unwatch(key)
-        spawn(self._tell(handle, watched), name=f"end of {key}")
+        if ending is None:
+            self._follow(key)
+            return
+        del self._watched[key]
+        started_at = self._link.watch(key, _ignore) or ending.ended_at
+        exit_ = judge(ending)
+        spawn(_tell(on_exit, exit_, started_at, ending.ended_at), name=f"end of {key}")
 
-    async def _tell(self, handle: Handle, watched: _Watched) -> None:
-        kept = self._open_kept(handle, watched.keeper)
-        finding = await self._find_end(self._find_folder(handle), watched.keeper, kept)
-        if finding.exit is not None:
-            ended_at = finding.ended_at or self._clock.now()
-            await watched.on_exit(finding.exit, finding.started_at, ended_at)
+    def _follow(self, key: str) -> None:
+        job = spawn(self._wait_for_end(key), name=f"follow {key}")
+        self._followers[key] = job
+        job.add_done_callback(lambda _: self._followers.pop(key, None))
 
-    def _unwatch(self, key: str) -> None:
-        watched = self._watched.pop(key, None)
-        if watched is not None and watched.descriptor >= 0:
-            asyncio.get_running_loop().remove_reader(watched.descriptor)
-            os.close(watched.descriptor)
-
-    def _forget_kill(self, key: str, job: asyncio.Task[None]) -> None:
-        if key in self._kills and self._kills[key][1] is job:
-            del self._kills[key]
-
-    async def _end_tree(self, kept: KeptLaunch, deadline: float, *, gently: bool) -> None:
+    async def _wait_for_end(self, key: str) -> None:
+        """Wait for the end of a launch that is kept, but by no keeper we talk to; tell it."""
+        path = f"{self._root}/{key}"
+        found = read_record(path)
+        kept = self._open_kept(path, found)
         pause_s = _SOON_S
-        # A launch that was just taken may have no program yet to be told.
-        told = not gently
-        while kept.is_kept() and self._clock.monotonic() < deadline:
-            told = told or await self._call(kept, kept.terminate) > 0
-            await asyncio.sleep(min(pause_s, max(0.0, deadline - self._clock.monotonic())))
-            pause_s = min(2 * pause_s, _LATER_S)
-        await self._clear(kept)
-
-    async def _clear(self, kept: KeptLaunch) -> None:
-        """Kill all of a launch, until its shim is over and nothing is left.
-
-        What is stuck in the kernel is not waited for longer than a shim would.
-        """
-        pause_s, deadline = _SOON_S, self._clock.monotonic() + SWEEP_S
-        while (await self._call(kept, kept.kill) and self._clock.monotonic() < deadline) or (
-            kept.is_kept()
-        ):
+        while kept is not None and kept.is_kept():
+            descriptor = kept.open_program()
+            if descriptor is not None:
+                pause_s = _SOON_S
+                await wait_until_over(descriptor, kept.has_keeper)
+            # What it has left is swept, and its end recorded; or its guard is looking for it.
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LATER_S)
-        kept.remove_group()
+        finding = await self._find_end(path, read_record(path))
+        on_exit = self._watched.pop(key, None)
+        if on_exit is not None and finding.exit is not None:
+            ended_at = finding.ended_at or self._clock.now()
+            await on_exit(finding.exit, finding.started_at, ended_at)
+
+    def _unwatch(self, key: str) -> None:
+        if self._watched.pop(key, None) is not None:
+            self._link.unwatch(key)
+        follower = self._followers.pop(key, None)
+        if follower is not None:
+            follower.cancel()
 
     async def _run_trial(self, plan: LaunchPlan) -> tuple[str, str]:
         answer = await self._link.launch(plan)
-        keeper = read_keeper(plan["folder"])
-        if keeper is not None:
-            await self._wait_for_end(keeper)
-        return answer
-
-    async def _wait_for_end(self, keeper: Keeper) -> None:
-        descriptor = tree.open_process(keeper.pid, keeper.start)
-        if descriptor is None:
-            return
-        loop, ended = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_reader(descriptor, ended.set)
-        try:
-            async with asyncio.timeout(_SHORT_S):
-                await ended.wait()
-        except TimeoutError as error:
-            raise BackendFailed(f"the shim {keeper.pid} does not end") from error
-        finally:
-            loop.remove_reader(descriptor)
-            os.close(descriptor)
+        name, over = os.path.basename(plan["record"]), asyncio.Event()
+        if self._link.watch(name, lambda _: over.set()) is not None:
+            try:
+                async with asyncio.timeout(_SHORT_S):
+                    await over.wait()
+            except TimeoutError as error:
+                raise BackendFailed("a trial does not end") from error
+        self._link.forget(name)
+        return answer.kind, answer.text
 
 
-def _name(handle: Handle) -> str:
-    try:
-        task, attempt = int(handle.data["task"]), int(handle.data["attempt"])
-        return f"{task}-{attempt}-{int(str(handle.data['plan']), 16):016x}"
-    except (KeyError, ValueError) as error:
-        raise BackendFailed(f"this is no handle of the process backend: {handle.data}") from error
+async def _tell(on_exit: OnExit, exit_: Exit, started_at: float, ended_at: float) -> None:
+    await on_exit(exit_, started_at, ended_at)
 
 
-def _give_up(folder: Path) -> Keeper:
-    """Decide that a launch never starts, unless a shim was faster; say who keeps it.
-
-    Raises:
-        BackendFailed: The folder cannot be used.
-    """
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if take(str(folder), NOBODY):
-            return NOBODY
-    except OSError as error:
-        raise BackendFailed(f"cannot use {folder}: {error.strerror}") from error
-    return read_keeper(str(folder)) or NOBODY
+def _ignore(_: Ending | None) -> None:
+    return

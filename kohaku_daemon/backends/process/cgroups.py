@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 _LIMITS: Final = ("memory", "cpuset", "pids")
 #: The daemons' own group, where they may not stay in the one that holds ``kohaku``.
 _LEAF: Final = "kohaku-daemons"
+#: Where keepers stay, beside the launches' groups, when they are not starting something.
+_HOME: Final = "keepers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +63,19 @@ class GroupSite:
             folder = folders.get(UNIFIED if self.is_v2 else limit)
             if folder is not None and limit in self.limits:
                 settings += _limit(limit, Path(folder), claim, max_processes, v2=self.is_v2)
-        return GroupPlan(folders=folders, settings=settings)
+        homes = {name: str(self.parents[name] / _HOME) for name in folders}
+        return GroupPlan(folders=folders, settings=settings, homes=homes)
 
     def remove(self) -> None:
         """Remove the node's folders if no launch is in them, and ``kohaku`` if no node is."""
         for parent in self.parents.values():
-            for folder in (parent, parent.parent):
+            for folder in (parent / _HOME, parent, parent.parent):
                 with contextlib.suppress(OSError):
                     folder.rmdir()
 
     def is_ready(self) -> bool:
         """Say whether all of it is there: an earlier runner of the node may just have left."""
-        return all(folder.is_dir() for folder in self.parents.values())
+        return all((folder / _HOME).is_dir() for folder in self.parents.values())
 
 
 def find_site(root: Path, node: str, own: Path = Path("/proc/self/cgroup")) -> GroupSite | None:
@@ -154,6 +157,7 @@ def _prepare_v2(base: Path, node: str) -> GroupSite:
     parent.mkdir(parents=True, exist_ok=True)
     for folder in (base, base / "kohaku", parent):
         offered = {name for name in offered if _enable(folder, name, base)}
+    (parent / _HOME).mkdir(exist_ok=True)
     return GroupSite({UNIFIED: parent}, frozenset(offered))
 
 
@@ -200,14 +204,14 @@ def _prepare_v1(root: Path, node: str) -> GroupSite | None:
 
 def _prepare_v1_parent(hierarchy: Path, node: str) -> Path:
     folder = hierarchy
-    for name in ("kohaku", node):
+    for name in ("kohaku", node, _HOME):
         folder = folder / name
         folder.mkdir(exist_ok=True)
         if hierarchy.name == "cpuset":  # a v1 cpuset is born empty and useless
             for file in ("cpuset.cpus", "cpuset.mems"):
                 if not _read(folder / file):
                     (folder / file).write_text(_read(folder.parent / file))
-    return folder
+    return folder.parent
 
 
 def _read(path: Path) -> str:

@@ -6,6 +6,7 @@ which is passed on: it may hold credentials.
 
 from __future__ import annotations
 
+from kohaku_daemon.backends.process.record import mark_launch
 from kohaku_daemon.core.workload import Launch
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -41,8 +42,3 @@ def build_environment(launch: Launch, *, node: str, home: str, temporary: str) -
         "KOHAKU_BATCH_SIZE": str(launch.size),
     }
     return {**usual, **launch.spec.env, **fixed, **mark_launch(launch.task, launch.attempt)}
-
-
-def mark_launch(task: int, attempt: int) -> dict[str, str]:
-    """Give the variables that tell a launch's processes from all others."""
-    return {"KOHAKU_TASK_ID": str(task), "KOHAKU_ATTEMPT": str(attempt)}

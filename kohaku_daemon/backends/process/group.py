@@ -3,7 +3,7 @@
 Knows: the files of cgroup v1, v2 and of both at once ("hybrid": limits by v1, and a v2 tree
 without controllers that still can freeze and kill).
 Does not know: where on this machine such groups may be made (``cgroups``). Standard library
-only: the shim makes and removes its launch's group with it.
+only: a keeper makes and removes a launch's group with it.
 
 Files and their meaning: Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst of Linux.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from kohaku_daemon.backends.process.files import read_text, write_text
@@ -55,13 +56,36 @@ class Group:
             write_text(path, value)
 
     def join(self) -> None:
-        """Move the calling process in.
+        """Move the calling process in, which has no threads.
 
         Raises:
             OSError: The kernel refused.
         """
-        for folder in self._folders.values():
-            write_text(f"{folder}/cgroup.procs", "0")
+        doors = self.open_doors()
+        try:
+            enter(doors)
+        finally:
+            for door in doors:
+                os.close(door)
+
+    def open_doors(self) -> list[int]:
+        """Open what ``enter`` needs, also once the folders cannot be reached any more.
+
+        Raises:
+            OSError: The kernel refused.
+        """
+        doors: list[int] = []
+        try:
+            for name, folder in self._folders.items():
+                # Moving itself by ``tasks``, a thread holds up no fork on the machine; moving a
+                # process by ``cgroup.procs`` may wait for an RCU grace period.
+                path = f"{folder}/{'cgroup.procs' if name == UNIFIED else 'tasks'}"
+                doors.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+        except OSError:
+            for door in doors:
+                os.close(door)
+            raise
+        return doors
 
     def remove(self) -> None:
         """Remove the folders as far as they are empty of processes."""
@@ -149,6 +173,16 @@ class Group:
             folder, total, idle = self._folders.get(UNIFIED, ""), "current", "inactive_file"
         used = int(_read(f"{folder}/memory.{total}").strip() or 0)
         return max(0, used - _read_fields(f"{folder}/memory.stat").get(idle, 0))
+
+
+def enter(doors: Sequence[int]) -> None:
+    """Move the calling process, which has no threads, into a group by ``Group.open_doors``.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    for door in doors:
+        os.write(door, b"0")
 
 
 def _read(path: str) -> str:

@@ -1,188 +1,139 @@
-"""The runner's end of the conversation with the launcher.
+"""The runner's keepers: a few, started when there is something to launch.
 
-Knows: how a launcher is started, asked, noticed to be gone, and replaced.
-Does not know: what its answers mean for a task (``backend``).
+Knows: how keepers are started, chosen, noticed to be gone, and replaced.
+Does not know: what is said to one of them (``conversation``), or what answers and ends mean
+for a task (``backend``).
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
+import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Final
 
-from kohaku_daemon.backends.process.launcher import VANISHED
+from kohaku_daemon.backends.process.conversation import Answer, Conversation, OnOver
+from kohaku_daemon.backends.process.launching import STARTED
 from kohaku_daemon.backends.process.record import LaunchPlan
-from kohaku_daemon.supervise import spawn
 
-_log = logging.getLogger(__name__)
+#: No keeper answered: whether the program ran is in the record, or lost.
+VANISHED: Final = "vanished"
 
 _ROOT: Final = Path(__file__).resolve().parents[3]
 _BOOT: Final = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from kohaku_daemon.backends.process.launcher import main; main(int(sys.argv[2]))"
+    "from kohaku_daemon.backends.process.guard import main; main(int(sys.argv[2]), sys.argv[3])"
 )
-#: Launchers that may end under one launch before it is given up.
-_TRIES: Final = 3
-#: Seconds after which a launcher without an answer is replaced: far longer than a start takes
-#: on a busy machine with its programs on a slow share.
-ANSWER_S: Final = 120.0
-#: Seconds a launcher may take to end when told to.
-_END_S: Final = 5.0
+#: Keepers that may end under one launch before it is given up.
+_TRIES: Final = 5
+#: Keepers at most: one starts and ends some 1,000 programs a second, and stands still while the
+#: kernel loads each. Two also where there are few cores, so that one works meanwhile.
+_MOST: Final = max(2, min(4, (os.cpu_count() or 1) // 4))
+#: Launches without an answer at which one more keeper is started, if it may.
+_BUSY: Final = 4
 
 
-class LauncherLink:
-    """One launcher at a time, started when there is something to launch."""
+class KeeperLink:
+    """A few keepers, started when there is something to launch."""
 
-    def __init__(self, log: Path) -> None:
-        """Make a link without a launcher.
+    def __init__(self, root: Path, log: Path) -> None:
+        """Make a link without a keeper.
 
         Args:
-            log: File for what a launcher or shim has to say that nobody expected.
+            root: Folder of the records.
+            log: File for what a keeper has to say that nobody expected.
         """
+        self._root = root
         self._log_path = log
-        self._running: _Running | None = None
+        self._all: list[Conversation] = []
+        self._by_name: dict[str, Conversation] = {}
         self._changing = asyncio.Lock()
 
     def __repr__(self) -> str:
-        return f"LauncherLink({self._running})"
+        return f"KeeperLink({self._all})"
 
     @property
-    def pid(self) -> int | None:
-        """Pid of the launcher, if one runs."""
-        return self._running.pid if self._running is not None else None
+    def pids(self) -> list[int]:
+        """Pids of the keepers that take launches."""
+        return [one.pid for one in self._all if one.is_open]
 
-    async def launch(self, plan: LaunchPlan) -> tuple[str, str]:
-        """Launch, and give the shim's answer: its kind and text.
+    async def launch(self, plan: LaunchPlan) -> Answer:
+        """Launch, and give the keeper's answer.
 
-        A launcher that ends before it answers is replaced and asked again: whoever takes the
-        state folder first runs it, the other one answers ``taken``.
+        A keeper that ends before it answers is replaced and another one asked: whoever takes
+        the record first runs it, the other one answers ``taken``.
 
         Raises:
-            OSError: No launcher can be started.
+            OSError: No keeper can be started.
         """
         for _ in range(_TRIES):
-            running = await self._ensure()
-            answer = await running.ask(plan)
+            conversation = self._choose() or await self._start_one()
+            answer = await conversation.ask(plan)
             if answer is not None:
+                if answer.kind == STARTED:
+                    self._by_name[os.path.basename(plan["record"])] = conversation
                 return answer
-        return VANISHED, ""
+        return Answer(VANISHED)
+
+    def watch(self, name: str, on_over: OnOver) -> float | None:
+        """Have the end of a launch told, once; give when it started in UTC seconds.
+
+        None if no keeper of ours has it.
+        """
+        conversation = self._by_name.get(name)
+        return None if conversation is None else conversation.watch(name, on_over)
+
+    def unwatch(self, name: str) -> None:
+        """Do not tell of the end of a launch."""
+        conversation = self._by_name.get(name)
+        if conversation is not None:
+            conversation.unwatch(name)
+
+    def has_ended(self, name: str) -> bool:
+        """Say whether a keeper of ours has told that nothing is left of a launch."""
+        conversation = self._by_name.get(name)
+        return conversation is not None and conversation.has_ended(name)
+
+    def forget(self, name: str) -> None:
+        """Forget a launch."""
+        conversation = self._by_name.pop(name, None)
+        if conversation is not None:
+            conversation.forget(name)
 
     async def close(self) -> None:
-        """End the launcher. Shims and tasks go on."""
+        """Let go of the keepers. They end when nothing is left that they keep."""
         async with self._changing:
-            running, self._running = self._running, None
-            if running is not None:
-                await running.close()
+            every, self._all = self._all, []
+            self._by_name.clear()
+            await asyncio.gather(*(one.close() for one in every))
 
-    async def _ensure(self) -> _Running:
+    def _choose(self) -> Conversation | None:
+        """Choose the least busy keeper; None if one more should be started."""
+        ready = [one for one in self._all if one.is_open]
+        best = min(ready, key=lambda one: one.busy, default=None)
+        if best is not None and (best.busy < _BUSY or len(ready) >= _MOST):
+            return best
+        return None
+
+    async def _start_one(self) -> Conversation:
         async with self._changing:
-            if self._running is not None and not self._running.is_over:
-                return self._running
-            if self._running is not None:
-                _log.warning("the launcher ended; starting another")
-                await self._running.close()
-            self._running = await _start_launcher(self._log_path)
-            return self._running
+            chosen = self._choose()
+            if chosen is None:
+                chosen = await _start_keeper(self._root, self._log_path)
+                self._all = [one for one in self._all if not one.is_lost] + [chosen]
+            return chosen
 
 
-class _Running:
-    """One launcher process and the launches that wait for its answer."""
-
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        self._process = process
-        self._writer = writer
-        self._count = 0
-        self._waiting: dict[int, asyncio.Future[tuple[str, str] | None]] = {}
-        self._is_over = False
-        self._job = spawn(self._listen(reader), name=f"launcher {process.pid}")
-
-    def __repr__(self) -> str:
-        return f"_Running(pid={self.pid}, waiting={len(self._waiting)})"
-
-    @property
-    def is_over(self) -> bool:
-        return self._is_over
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    async def ask(self, plan: LaunchPlan) -> tuple[str, str] | None:
-        """Give the answer, or None if the launcher ended without one."""
-        self._count += 1
-        number = self._count
-        answer: asyncio.Future[tuple[str, str] | None] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = answer
-        try:
-            self._writer.write((json.dumps([number, plan]) + "\n").encode())
-            await self._writer.drain()
-        except ConnectionError:
-            self._give_up()
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                return await answer
-        except TimeoutError:
-            # Whatever holds it, another launcher will find the launch taken, or take it.
-            _log.warning("the launcher does not answer; replacing it")
-            self._process.kill()
-            return None
-        finally:
-            self._waiting.pop(number, None)
-
-    async def close(self) -> None:
-        self._writer.close()
-        self._job.cancel()
-        self._give_up()
-        try:
-            await asyncio.to_thread(self._process.wait, _END_S)
-        except subprocess.TimeoutExpired:
-            _log.warning("the launcher did not end; killing it")
-            self._process.kill()
-            await asyncio.to_thread(self._process.wait)
-
-    async def _listen(self, reader: asyncio.StreamReader) -> None:
-        try:
-            while line := await reader.readline():
-                number, kind, text = json.loads(line)
-                answer = self._waiting.get(number)
-                if answer is not None and not answer.done():
-                    answer.set_result((kind, text))
-        except ConnectionError:
-            pass  # the same as its end
-        finally:
-            self._give_up()
-
-    def _give_up(self) -> None:
-        self._is_over = True
-        for answer in self._waiting.values():
-            if not answer.done():
-                answer.set_result(None)
-
-
-async def _start_launcher(log: Path) -> _Running:
+async def _start_keeper(root: Path, log: Path) -> Conversation:
     ours, theirs = socket.socketpair()
     with theirs, log.open("ab") as errors:
-        process = subprocess.Popen(  # noqa: ASYNC220  a vfork, 1 to 2 ms, once in a runner's life
+        process = subprocess.Popen(  # noqa: ASYNC220  a vfork, 1 to 2 ms, seldom
             [
-                sys.executable,
-                "-I",
-                "-S",
-                "-X",
-                "utf8",
-                "-c",
-                _BOOT,
-                str(_ROOT),
-                str(theirs.fileno()),
+                sys.executable, "-I", "-S", "-X", "utf8", "-c", _BOOT,
+                str(_ROOT), str(theirs.fileno()), str(root),
             ],
             stdin=subprocess.DEVNULL,
             stdout=errors,
@@ -190,6 +141,16 @@ async def _start_launcher(log: Path) -> _Running:
             pass_fds=[theirs.fileno()],
             start_new_session=True,
             env={"LANG": "C.UTF-8"},
-        )
-    reader, writer = await asyncio.open_connection(sock=ours)
-    return _Running(process, reader, writer)
+        )  # fmt: skip
+    try:
+        # It forks the guard and ends.
+        await asyncio.to_thread(process.wait)
+        loop = asyncio.get_running_loop()
+        _, conversation = await loop.create_connection(Conversation, sock=ours)
+    except BaseException:
+        ours.close()
+        process.kill()
+        process.wait()
+        raise
+    await conversation.wait_for_hello()
+    return conversation

@@ -1,4 +1,4 @@
-"""From a launch and what this machine allows to a plan for the launcher, and to words.
+"""From a launch and what this machine allows to a plan for a keeper, and to words.
 
 Knows: which walls and limits a launch gets, and how to say so truly.
 Does not know: how they are put up (``sandbox``, ``group``), or whether they hold (``backend``
@@ -113,12 +113,12 @@ class Planner:
     #: Of this boot of the machine.
     boot: str
 
-    def plan(self, launch: Launch, folder: Path, folders: TaskFolders) -> LaunchPlan:
+    def plan(self, launch: Launch, path: Path, folders: TaskFolders) -> LaunchPlan:
         """Plan one launch.
 
         Args:
             launch: What to run.
-            folder: Its state folder.
+            path: Its record.
             folders: Its scratch folder and output files.
         """
         claim, means = launch.claim, self.means
@@ -126,7 +126,7 @@ class Planner:
         uid = self._choose_user(launch.key)
         site, most = means.site, self.settings.max_processes
         return LaunchPlan(
-            folder=str(folder),
+            record=str(path),
             argv=list(launch.spec.command),
             env=build_environment(
                 launch,
@@ -141,6 +141,7 @@ class Planner:
             uid=uid,
             cores=[] if "cpuset" in means.limits else list(claim.cores),
             address_space=0 if "memory" in means.limits else claim.memory,
+            memory=claim.memory,
             group=None if site is None else site.plan(launch.key, claim, most),
             sandbox=self._plan_sandbox(launch) if means.namespaces else None,
             note=means.describe_launch(uid),

@@ -1,29 +1,34 @@
-"""What the child of a shim does to itself between ``fork`` and ``exec``.
+"""Walls around a task, and what a fork of a keeper does to itself to become one.
 
 Knows: the order in which walls must be put up, each needing a right that a later one takes
-away. Does not know: how it is decided which ones (``backend``). Every step that fails ends
+away. Does not know: how it is decided which ones (``planning``), or how most programs start
+without a fork (``starting``). Every step that fails ends
 the launch: a task never gets less than was said. Standard library only.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
-import select
 import signal
 import stat
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NoReturn, TypeVar
 
 from kohaku_daemon.backends.process import linux
 from kohaku_daemon.backends.process.files import read_text, write_text
 from kohaku_daemon.backends.process.group import Group
-from kohaku_daemon.backends.process.record import LaunchPlan, SandboxPlan
+from kohaku_daemon.backends.process.record import LaunchPlan
 
 #: Replaced by empty folders of the launch's own, in memory.
 _PRIVATE: Final = ("/tmp", "/var/tmp", "/dev/shm")
 _NO_SPECIAL: Final = linux.MS_NOSUID | linux.MS_NODEV
+#: What a keeper ignores, so that a write to whoever has gone fails with an error; its programs
+#: get the default back.
+IGNORED: Final = (signal.SIGPIPE, signal.SIGXFSZ)
+T = TypeVar("T")
 
 
 class StepFailed(Exception):
@@ -48,65 +53,96 @@ def make_user_namespace() -> None:
     linux.bound_capabilities()  # a new user namespace begins with all of them
 
 
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, or end now if that is past.
+def be_init(ready: int = -1) -> NoReturn:
+    """Be the first process of a pid namespace: reap, until the keeper kills it.
 
     Args:
-        parent: A pidfd of the parent: getppid() is 0 across a pid namespace.
+        ready: Where to say, with one byte, that ``/proc`` is mounted anew in our own mount
+            namespace; -1 if the program has one of its own and does so itself.
     """
-    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-    if select.select([parent], [], [], 0)[0]:
+    try:
+        linux.name_process("kohaku-init")
+        # It is ours: the program must reach nothing through it.
+        linux.prctl(linux.PR_SET_DUMPABLE, 0)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        if ready >= 0:
+            mount_proc()
+            os.write(ready, b"1")
+        os.closerange(0, 1 << 20)
+        while True:
+            signal.sigwait({signal.SIGCHLD})
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+    finally:
         os._exit(1)
 
 
-def become(plan: LaunchPlan, sinks: Sequence[int], parent: int) -> None:
-    """Turn the calling process into the task: does not return if it works.
+def become(plan: LaunchPlan, sinks: Sequence[int]) -> NoReturn:
+    """Turn the calling process into the task.
 
     Args:
         plan: What to become.
         sinks: Its standard output and standard error.
-        parent: A pidfd of the shim.
 
     Raises:
         StepFailed: A step failed. The process is half-way and must end.
     """
     os.setsid()
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, sink in enumerate(sinks, start=1):
         os.dup2(sink, number)
+    for signal_number in IGNORED:
+        signal.signal(signal_number, signal.SIG_DFL)
     if plan["group"] is not None:
-        with _step("join its cgroup"):
+        with step("join its cgroup"):
             Group(plan["group"]["folders"]).join()
     if plan["cores"]:
-        with _step("stay on its cores"):
+        with step("stay on its cores"):
             os.sched_setaffinity(0, plan["cores"])
     if plan["sandbox"] is not None:
-        with _step("make its namespaces"):
-            _build(plan["sandbox"], plan["scratch"], plan["uid"])
-    with _step("give up its rights"):
+        with step("make its namespaces"):
+            build_walls(plan, mount_proc)
+    with step("give up its rights"):
         _drop_rights(plan["uid"])
-    if plan["sandbox"] is None and plan["group"] is None:
-        # Else the namespace or the cgroup tells what to end when the shim is killed. Here,
-        # because a change of user forgets it (man 2 prctl).
-        die_with(parent)
     if plan["address_space"]:
         limit = plan["address_space"]
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    with _step(f"enter its working directory {plan['workdir']}", named=False):
+    with step(f"enter its working directory {plan['workdir']}", named=False):
         os.chdir(plan["workdir"])
-    _execute(plan["argv"], plan["env"])
+    run(plan, lambda path: os.execve(path, plan["argv"], plan["env"]))
+    raise AssertionError  # execve does not return
 
 
 @contextlib.contextmanager
-def _step(what: str, *, named: bool = True) -> Iterator[None]:
+def step(what: str, *, named: bool = True) -> Iterator[None]:
+    """Name what is being done, for whoever is told that it failed.
+
+    Raises:
+        StepFailed: In place of an OSError.
+    """
     try:
         yield
     except OSError as error:
         where = f" ({error.filename})" if named and error.filename else ""
-        raise StepFailed(f"cannot {what}: {error.strerror}{where}") from error
+        # ENOSPC of a namespace is the kernel's word for a limit in /proc/sys/user.
+        is_limit = error.errno == errno.ENOSPC and "namespaces" in what
+        why = "their number is limited" if is_limit else error.strerror
+        raise StepFailed(f"cannot {what}: {why}{where}") from error
 
 
-def _build(sandbox: SandboxPlan, scratch: str, uid: int) -> None:
+def build_walls(plan: LaunchPlan, make_proc: Callable[[], None]) -> None:
+    """Give the calling process mounts, IPC and a host name of its own, as the plan says.
+
+    Args:
+        plan: It has a sandbox.
+        make_proc: Called when ``/proc`` can be mounted anew, or that can begin elsewhere.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    sandbox, scratch = plan["sandbox"], plan["scratch"]
+    if sandbox is None:
+        return
     linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS)
     linux.set_host_name(sandbox["hostname"])
     # Nothing mounted here may travel back to the machine.
@@ -114,18 +150,24 @@ def _build(sandbox: SandboxPlan, scratch: str, uid: int) -> None:
     # Copied while they can still be written to: a mount keeps its own flags.
     kept = [(path, linux.clone_tree(path)) for path in (*sandbox["writable"], scratch)]
     linux.set_mount("/", linux.MOUNT_ATTR_RDONLY, below=True)
-    linux.mount("proc", "/proc", "proc", _NO_SPECIAL | linux.MS_NOEXEC)
+    make_proc()
     size = f",size={sandbox['tmp_size']}" if sandbox["tmp_size"] else ""
     for path in filter(os.path.isdir, _PRIVATE):
         linux.mount("tmpfs", path, "tmpfs", _NO_SPECIAL, f"mode=1777{size}")
     _name_in_hosts(sandbox["hostname"])
-    covered = _cover({*sandbox["hidden"], *_find_closed(scratch, uid)})
+    covered = _cover({*sandbox["hidden"], *_find_closed(scratch, plan["uid"])})
     for path, tree in kept:
         os.makedirs(path, exist_ok=True)
         linux.set_mount(tree, linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV, below=True)
         linux.attach(tree, path)
+        os.close(tree)
     for path in covered:
         linux.set_mount(path, linux.MOUNT_ATTR_RDONLY, below=False)
+
+
+def mount_proc() -> None:
+    """Mount ``/proc`` of the caller's own pid namespace, which it must be in."""
+    linux.mount("proc", "/proc", "proc", _NO_SPECIAL | linux.MS_NOEXEC)
 
 
 def _name_in_hosts(hostname: str) -> None:
@@ -138,6 +180,7 @@ def _name_in_hosts(hostname: str) -> None:
     tree = linux.clone_tree(draft)
     linux.set_mount(tree, linux.MOUNT_ATTR_RDONLY, below=False)
     linux.attach(tree, "/etc/hosts")
+    os.close(tree)
     os.unlink(draft)
 
 
@@ -170,7 +213,7 @@ def _cover(paths: set[str]) -> list[str]:
 
 
 def _drop_rights(uid: int) -> None:
-    # The launcher has set no_new_privs for all that comes after it.
+    # The guard has set no_new_privs for all that comes after it.
     if uid >= 0:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
@@ -179,19 +222,37 @@ def _drop_rights(uid: int) -> None:
         linux.clear_capabilities()
 
 
-def _execute(argv: list[str], env: Mapping[str, str]) -> None:
-    if not argv:
+def run(plan: LaunchPlan, start: Callable[[str], T]) -> T:
+    """Find the program as ``execvp`` does and start it; give what ``start`` gives.
+
+    Raises:
+        StepFailed: It is not there or cannot be run.
+    """
+    if not plan["argv"]:
         raise StepFailed("the command is empty")
-    name = argv[0]
-    try:
-        os.execvpe(name, argv, env)
-    except FileNotFoundError:
-        if os.path.isfile(name):
-            text = f"{name}: the interpreter named in its first line was not found"
-        else:
-            text = f"command not found: {name}"
-    except PermissionError:
-        text = f"not allowed to run: {name}"
-    except (OSError, ValueError) as error:
-        text = f"cannot run {name}: {getattr(error, 'strerror', None) or error}"
+    name = plan["argv"][0]
+    text = f"command not found: {name}"
+    for path in _list_places(name, plan["env"].get("PATH", "")):
+        try:
+            return start(path)
+        except (FileNotFoundError, NotADirectoryError):
+            if os.path.isfile(path):
+                text = f"{name}: the interpreter named in its first line was not found"
+        except PermissionError:
+            text = f"not allowed to run: {name}"
+        except (OSError, ValueError) as error:
+            raise StepFailed(
+                f"cannot run {name}: {getattr(error, 'strerror', None) or error}"
+            ) from error
     raise StepFailed(text)
+
+
+def _list_places(name: str, path: str) -> Iterator[str]:
+    if "/" in name:
+        yield name
+        return
+    for folder in path.split(os.pathsep):
+        place = os.path.join(folder, name)
+        # Looked up first: a start that fails costs a process.
+        if os.path.lexists(place):
+            yield place

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Final
 
 from kohaku_daemon.backends.base import BackendFailed, TaskFolders
-from kohaku_daemon.backends.process.launcher import VANISHED
+from kohaku_daemon.backends.process.launching import STARTED
+from kohaku_daemon.backends.process.link import VANISHED
 from kohaku_daemon.backends.process.planning import Means, Planner
-from kohaku_daemon.backends.process.record import LaunchPlan, read_ending
+from kohaku_daemon.backends.process.record import LaunchPlan, make_record, read_record
 from kohaku_daemon.backends.process.settings import Isolation
-from kohaku_daemon.backends.process.shim import STARTED
 from kohaku_daemon.core.workload import Launch
 from protocol.ids import BatchId, TaskId
 from protocol.models.task import Claim, TaskSpec
 
-#: Gives a plan to the launcher and waits for the shim's end.
+#: Gives a plan to a keeper and waits for its recorded end.
 RunPlan = Callable[[LaunchPlan], Awaitable[tuple[str, str]]]
 
 #: Writes where a task may, so that a scratch folder nobody can reach is noticed.
@@ -86,14 +86,23 @@ async def _try(planner: Planner, root: Path, run: RunPlan) -> str:
         # Whatever the umask says: the trial's own user passes through it.
         folder.chmod(0o711)
         folders.scratch.mkdir()
-        kind, text = await run(planner.plan(launch, folder, folders))
+        path = folder / f"{launch.key}-0"
+        make_record(str(path))
+        kind, text = await run(planner.plan(launch, path, folders))
         if kind != STARTED:
-            return text or ("the shim was killed" if kind == VANISHED else kind)
-        ending = read_ending(str(folder))
+            return text or ("its keeper was killed" if kind == VANISHED else kind)
+        ending = read_record(str(path)).ending
         if ending is None or ending.status != 0:
-            return folders.stderr.read_text(errors="replace").strip() or "a trial did not end well"
+            return _read_words(folders.stderr) or "a trial did not end well"
         return ""
     except (OSError, BackendFailed) as error:
         return str(error)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_words(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except FileNotFoundError:  # it said nothing
+        return ""

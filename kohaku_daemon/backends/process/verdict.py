@@ -1,4 +1,4 @@
-"""From what a shim recorded to what a task's owner is told."""
+"""From what a keeper recorded to what a task's owner is told."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ def judge(ending: Ending) -> Exit:
     """Say how a launch ended, from the wait status and the kernel's own count of OOM kills."""
     if ending.error:
         return Exit(Cause.START_FAILED, message=ending.error)
+    lost = f"{ending.lost} bytes of its output are lost: {ending.why_lost}" if ending.lost else ""
     if not os.WIFSIGNALED(ending.status):
         code = os.WEXITSTATUS(ending.status)
-        return Exit(Cause.EXITED, code=code, oom_kills=ending.oom_kills)
+        return Exit(Cause.EXITED, code=code, oom_kills=ending.oom_kills, message=lost)
     number = os.WTERMSIG(ending.status)
-    if number == signal.SIGKILL and ending.oom_kills:
-        return Exit(Cause.OOM, signal=number, oom_kills=ending.oom_kills)
-    return Exit(Cause.SIGNALLED, signal=number, oom_kills=ending.oom_kills)
+    is_oom = number == signal.SIGKILL and ending.oom_kills > 0
+    cause = Cause.OOM if is_oom else Cause.SIGNALLED
+    return Exit(cause, signal=number, oom_kills=ending.oom_kills, message=lost)
 
 
 def judge_lost(keeper: Keeper | None, boot: str, node: str) -> Exit:
@@ -36,7 +37,7 @@ def judge_lost(keeper: Keeper | None, boot: str, node: str) -> Exit:
         text = f"{node} restarted while the task ran"
     else:
         text = (
-            f"something on {node} killed the process that keeps the task (pid {keeper.pid}); "
-            "what was left of the task was killed"
+            f"something on {node} killed the processes that keep the task (pids {keeper.pid} and "
+            f"{keeper.guard}); what was left of the task was killed"
         )
     return Exit(Cause.NODE_FAILED, message=text)

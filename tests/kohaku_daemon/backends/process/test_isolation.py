@@ -23,7 +23,8 @@ IS_ROOT = os.geteuid() == 0
 async def ask(rig: Rig, script: str, claim: Claim | None = None) -> str:
     """Run a script and give all it said."""
     _, folders = await rig.run(sh(script), claim)
-    return folders.stdout.read_text() + folders.stderr.read_text()
+    outputs = (folders.stdout, folders.stderr)
+    return "".join(path.read_text() for path in outputs if path.exists())
 
 
 @pytest.fixture
@@ -100,7 +101,8 @@ async def test_it_has_no_rights_to_gain(rig: Rig) -> None:
     if IS_ROOT:
         assert int(status["CapBnd"], 16) == 0
     assert status["NoNewPrivs"].strip() == "1"
-    assert int(status["SigIgn"], 16) == 0
+    # posix_spawn of glibc ignores its own two, 32 and 33, in every program it starts.
+    assert int(status["SigIgn"], 16) & ~(0b11 << 31) == 0
     assert int(status["SigBlk"], 16) == 0
 
 
@@ -116,7 +118,7 @@ async def test_nothing_of_the_runner_is_passed_on(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KOHAKU_TOKEN", "a credential")
-    await rig.restart()  # a launcher that is started now
+    await rig.restart()  # a keeper that is started now
     said = await ask(rig, "env; ls -l /proc/self/fd; readlink /proc/$$/fd/0; umask")
     assert "credential" not in said
     descriptors = {line.split()[-3] for line in said.splitlines() if " -> " in line}
@@ -169,7 +171,9 @@ async def test_a_full_disk_holds_nothing_up(rig: Rig, small_disk: Path) -> None:
     launch, handle, folders = rig.launch(sh("head -c 3000000 /dev/zero; echo end >&2; exit 6"))
     folders = dataclasses.replace(folders, stdout=small_disk / "stdout")
     await rig.backend.start(launch, handle, folders)
-    assert await rig.watch(handle).wait() == Exit(Cause.EXITED, code=6)
+    exit_ = await rig.watch(handle).wait()
+    lost = f"{3000000 - (1 << 20)} bytes of its output are lost: No space left on device"
+    assert exit_ == Exit(Cause.EXITED, code=6, message=lost)
     assert folders.stdout.stat().st_size == 1 << 20
     assert folders.stderr.read_text() == "end\n"
 

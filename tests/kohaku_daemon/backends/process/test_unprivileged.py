@@ -55,9 +55,12 @@ async def run_as_user(root: Path, script: str) -> list[str]:
         assert process.stdout is not None
         async with asyncio.timeout(DEADLINE_S):
             assert await process.stdout.readline(), "the driver could not start the task"
-        (stdout,) = (root / "tasks").glob("*/stdout")
-        await until(lambda: "done\n" in stdout.read_text())
-        return stdout.read_text().splitlines()
+
+        def read() -> str:
+            return "".join(path.read_text() for path in (root / "tasks").glob("*/stdout"))
+
+        await until(lambda: "done\n" in read())
+        return read().splitlines()
     finally:
         process.kill()
         await process.wait()

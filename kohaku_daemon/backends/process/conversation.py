@@ -1,0 +1,233 @@
+"""One keeper, as the runner talks to it: its answers, and the ends it tells.
+
+Knows: which launches wait for an answer, which ones run, what the keeper has said of each.
+Does not know: how a keeper is started or chosen (``link``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import select
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kohaku_daemon.backends.process import keeper, tree
+from kohaku_daemon.backends.process.launching import STARTED
+from kohaku_daemon.backends.process.record import Ending, LaunchPlan
+
+_log = logging.getLogger(__name__)
+
+#: Seconds after which a keeper without an answer is replaced: far longer than a start takes
+#: on a busy machine with its programs on a slow share. Its other launches wait so long too.
+ANSWER_S: Final = 60.0
+#: Seconds a keeper with nothing to keep may take to end when told to.
+_END_S: Final = 5.0
+#: Told of a launch's end; None if its keeper was lost first.
+OnOver = Callable[[Ending | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a keeper says of a launch: see ``launching``, or VANISHED."""
+
+    kind: str
+    text: str = ""
+    #: UTC seconds, if STARTED.
+    started_at: float = 0.0
+
+
+@dataclass(slots=True)
+class _Live:
+    """One launch that a keeper has started."""
+
+    started_at: float
+    ending: Ending | None = None
+    on_over: OnOver | None = None
+
+
+class Conversation(asyncio.Protocol):
+    """One keeper, the launches that wait for its answer, and those it has started."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._hello: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+        self._pid = self._guard = 0
+        self._starts = (0, 0)
+        self._count = 0
+        self._waiting: dict[int, tuple[str, asyncio.Future[Answer | None]]] = {}
+        self._live: dict[str, _Live] = {}
+        self._unread = b""
+        self._unsent: list[bytes] = []
+        self._is_retiring = False
+        self.is_lost = False
+
+    def __repr__(self) -> str:
+        return f"Conversation(pid={self._pid}, waiting={len(self._waiting)})"
+
+    @property
+    def pid(self) -> int:
+        return self._pid
+
+    @property
+    def is_open(self) -> bool:
+        return not (self.is_lost or self._is_retiring)
+
+    @property
+    def busy(self) -> int:
+        return len(self._waiting)
+
+    async def ask(self, plan: LaunchPlan) -> Answer | None:
+        """Give the answer, or None if the keeper ended without one."""
+        self._count += 1
+        number = self._count
+        answer: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = os.path.basename(plan["record"]), answer
+        self._send(json.dumps([number, plan]).encode() + b"\n")
+        if self.is_lost:
+            self._settle_all()
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await answer
+        except TimeoutError:
+            # Whatever holds it, its guard goes on, and another keeper finds the launch taken,
+            # or takes it.
+            _log.warning("keeper %d does not answer; replacing it", self._pid)
+            self._kill()
+            return None
+        finally:
+            self._waiting.pop(number, None)
+
+    async def wait_for_hello(self) -> None:
+        """Wait until it is there.
+
+        Raises:
+            OSError: It has ended, or says nothing.
+        """
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                self._pid, first, self._guard, second = await self._hello
+        except TimeoutError as error:
+            raise OSError("a new keeper says nothing") from error
+        self._starts = first, second
+
+    def watch(self, name: str, on_over: OnOver) -> float | None:
+        live = self._live.get(name)
+        if live is None or (self.is_lost and live.ending is None):
+            return None
+        live.on_over = on_over
+        if live.ending is not None:
+            asyncio.get_running_loop().call_soon(self._tell, name)
+        return live.started_at
+
+    def unwatch(self, name: str) -> None:
+        live = self._live.get(name)
+        if live is not None:
+            live.on_over = None
+
+    def has_ended(self, name: str) -> bool:
+        live = self._live.get(name)
+        return live is not None and live.ending is not None
+
+    def forget(self, name: str) -> None:
+        self._live.pop(name, None)
+
+    async def close(self) -> None:
+        is_idle = all(live.ending is not None for live in self._live.values())
+        for live in self._live.values():
+            live.on_over = None
+        if self._transport is not None:
+            self._transport.close()
+        if is_idle and not self._waiting and self._guard:
+            await asyncio.to_thread(_wait_for_end, self._guard, self._starts[1])
+
+    # What the keeper says --------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport), "a stream socket"
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        for line in lines:
+            self._take(json.loads(line))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_lost = True
+        if not self._hello.done():
+            self._hello.set_exception(OSError("a new keeper ended at once"))
+        self._settle_all()
+        for name, live in self._live.items():
+            if live.ending is None:
+                self._tell(name)
+
+    def _take(self, said: list[Any]) -> None:
+        kind = said[0]
+        if kind == keeper.OVER:
+            live = self._live.get(said[1])
+            if live is not None:
+                live.ending = Ending(*said[2])
+                self._tell(said[1])
+        elif kind == keeper.RETIRING:
+            self._is_retiring = True
+        elif kind == keeper.HELLO:
+            self._hello.set_result(said[1:])
+        else:
+            self._answer(said[1], Answer(kind, said[2], said[3]))
+
+    def _answer(self, number: int, answer: Answer) -> None:
+        waiting = self._waiting.pop(number, None)
+        if waiting is None:
+            return
+        name, future = waiting
+        if answer.kind == STARTED:
+            self._live[name] = _Live(answer.started_at)
+        if not future.done():
+            future.set_result(answer)
+
+    def _tell(self, name: str) -> None:
+        live = self._live.get(name)
+        if live is not None and live.on_over is not None:
+            on_over, live.on_over = live.on_over, None
+            on_over(live.ending)
+
+    def _settle_all(self) -> None:
+        for _, answer in self._waiting.values():
+            if not answer.done():
+                answer.set_result(None)
+
+    # What it is told -------------------------------------------------------------------
+
+    def _send(self, line: bytes) -> None:
+        """Send soon, with all that is to be sent by then: one message for a batch."""
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(line)
+
+    def _flush(self) -> None:
+        lines, self._unsent = self._unsent, []
+        if self._transport is not None and not self.is_lost:
+            self._transport.write(b"".join(lines))
+
+    def _kill(self) -> None:
+        descriptor = tree.open_process(self._pid, self._starts[0])
+        if descriptor is not None:
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            os.close(descriptor)
+
+
+def _wait_for_end(pid: int, start: int) -> None:
+    descriptor = tree.open_process(pid, start)
+    if descriptor is None:
+        return
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        if not poll.poll(1000 * _END_S):
+            _log.warning("guard %d does not end", pid)
+    finally:
+        os.close(descriptor)
