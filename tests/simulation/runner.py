@@ -1,293 +1,382 @@
-"""A runner's shell in a simulation: dials, registers, commits, carries out, dies anywhere.
+"""A runner's shell in a simulation: groups of events, one commit for each, death anywhere.
 
-The engine and its records are the real ones; the vault keeps bytes.
+The engine and its records are the real ones; the vault keeps bytes. What is committed before
+what is carried out is as in ``kohaku_daemon.runner.loop`` and ``effects``.
+
+Knows: the vault, and how actions become what a machine does.
+Does not know: what is said to the host and when (``uplink``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
 
 import msgspec
 
 from kohaku_daemon.core.node.actions import (
     AdoptLaunch,
-    Forget,
     KillLaunch,
     NodeAction,
     PauseLaunch,
-    Remember,
     RemoveLaunch,
     ResumeLaunch,
     SendReport,
+    SetDeadline,
     StartLaunch,
     WatchLaunch,
 )
 from kohaku_daemon.core.node.engine import NodeEngine
 from kohaku_daemon.core.node.events import (
+    DeadlinePassed,
     KillOrdered,
     LaunchExited,
     LaunchFailed,
     LaunchFound,
     LaunchHeld,
+    LaunchRefused,
     LaunchStarted,
     NodeEvent,
-    PauseOrdered,
-    ReportsTaken,
-    ResumeOrdered,
-    StartOrdered,
 )
+from kohaku_daemon.core.node.ledger import Bundle, Ledger
 from kohaku_daemon.core.node.records import LaunchRecord
-from kohaku_daemon.core.workload import Handle, Launch, Started
-from protocol.messages.runner import (
-    AttemptReport,
-    Order,
-    OrderKill,
-    OrderPause,
-    OrderResume,
-    Orders,
-    OrderStart,
-    Register,
-    Registered,
-    Report,
-    Reported,
-)
-from protocol.models.node import Inventory, Readings
-from tests.simulation.link import Link, Message
+from kohaku_daemon.core.workload import Found, Handle, Launch, Started
+from protocol.ids import TaskId
+from protocol.messages.runner import AttemptReport
 from tests.simulation.machine import Machine, Program
-from tests.simulation.stage import Stage
+from tests.simulation.stage import Stage, promise
+from tests.simulation.truth import Truth
+from tests.simulation.uplink import Uplink
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(LaunchRecord).decode
+#: Seconds in which a runner that was ordered to end something has ended it, whoever restarts:
+#: the longest grace, and what adopting takes.
+_ENDS_WITHIN_S: Final = 20.0
+
+#: Seconds that what nobody waits for may gather before it is written.
+_PUT_OFF_S: Final = 0.1
 
 
 class Runner:
-    """One runner and its machine."""
+    """One runner on its machine."""
 
     def __init__(
         self,
         stage: Stage,
         machine: Machine,
-        inventory: Inventory,
-        dial: Callable[[Runner], Link | None],
+        truth: Truth,
+        engine: type[NodeEngine],
     ) -> None:
         self.machine = machine
-        self.vault: dict[str, bytes] = {}
         self.engine: NodeEngine | None = None
-        self.link: Link | None = None
+        #: Nothing can be written to the vault at present.
+        self.is_full = False
+        self.life = 0
+        #: What the vault keeps.
+        self.vault: dict[str, bytes] = {}
+        self.uplink: Uplink | None = None
         self._stage = stage
-        self._inventory = inventory
-        self._dial = dial
-        self._life = 0
-        self._entries: list[NodeEvent | Callable[[], None]] = []
-        self._busy = False
-        #: What was told in calls on the link that are not answered yet, by their number.
-        self._told: dict[int, tuple[AttemptReport, ...]] = {}
-        self._calls = 0
-        self._registered = False
-        self.boot()
+        self._truth = truth
+        self._random = stage.chance()
+        self._engine = engine
+        self._entries: list[NodeEvent] = []
+        self._ledger = Ledger()
+        self._put_off = False
+        #: Ends that were ordered and not written yet.
+        self._ends_open: list[tuple[TaskId, int]] = []
+        #: The last write failed.
+        self.in_trouble = False
+        #: Counts the deadlines set for each launch: only the last counts.
+        self._deadlines: dict[str, int] = {}
+        self._ends_at_boot: set[tuple[TaskId, int]] = set()
+        #: When the last order to hold a launch was carried out: they keep their order.
+        self._held_at: dict[str, float] = {}
+        self._dies_in = -1
+        self._down_s = 0.0
+        self._reboot = False
+
+    # Life and death -----------------------------------------------------------------
 
     def boot(self) -> None:
         """Start from what the vault keeps."""
-        self._life += 1
-        self._entries, self._busy = [], False
-        self.link, self._registered, self._told = None, False, {}
-        self.engine = NodeEngine()
-        self._stage.tell(f"{self.machine.node} is up")
-        records = [msgspec.msgpack.decode(data, type=LaunchRecord) for data in self.vault.values()]
-        for action in self.engine.recover(records, self._stage.now):
-            self._carry_out(action)
-        self._connect(self._life)
-        self._beat(self._life)
+        if self.engine is not None:
+            return
+        self.life += 1
+        self._entries, self._put_off, self._held_at = [], False, {}
+        self._ends_open, self.in_trouble, self._deadlines = [], False, {}
+        self.engine = self._engine()
+        self._stage.tell("the runner of {} is up", self.machine.node)
+        node = self.machine.node
+        self._ends_at_boot = {
+            (task, attempt) for where, task, attempt in self._truth.ends_taken if where == node
+        }
+        records = [_decode(data) for data in self.vault.values()]
+        self._ledger = Ledger(record.key for record in records if not record.settled)
+        now = self.machine.clock.now()
+        for action in self.take(self.engine.recover(records, now)):
+            self.carry_out(action)
+        assert self.uplink is not None
+        self.uplink.begin()
+        self._stage.after(_ENDS_WITHIN_S, partial(self._check_ends, self.life))
 
-    def die(self) -> None:
-        """Lose everything that was not committed. Programs go on."""
+    def die(self, down_s: float, *, reboot: bool = False) -> None:
+        """Lose everything that was not committed. Programs go on, unless the machine does not."""
+        if self.engine is None:
+            return
         self.engine = None
-        self._life += 1
-        if self.link is not None:
-            self.link.cut("its runner died")
-        for program in self.machine.programs.values():
-            program.watcher = None
-        self._stage.tell(f"{self.machine.node} is dead")
-        self._stage.after(self._stage.random.choice([0.1, 1.0, 10.0, 40.0]), self.boot)
+        self.life += 1
+        self._dies_in = -1
+        assert self.uplink is not None
+        self.uplink.end("its machine lost power" if reboot else "its runner died", silent=reboot)
+        self.machine.forget_runner()
+        self._stage.tell("the {} of {} dies", "machine" if reboot else "runner", self.machine.node)
+        if reboot:
+            self.machine.go_down()
+        self._stage.after(down_s, self.boot)
 
-    def receive(self, link: Link, message: Message, call: int) -> None:
-        """Take what the host says."""
-        if link is not self.link or self.engine is None:
+    def doom(self, step: int, down_s: float, *, reboot: bool) -> None:
+        """Let it die at the ``step``-th boundary between two actions from now on."""
+        if self.engine is not None:
+            self._dies_in, self._down_s, self._reboot = step, down_s, reboot
+
+    def spare(self) -> None:
+        """Let it live after all."""
+        self._dies_in = -1
+
+    def _dies(self) -> bool:
+        if self._dies_in < 0:
+            return False
+        self._dies_in -= 1
+        if self._dies_in >= 0:
+            return False
+        self.die(self._down_s, reboot=self._reboot)
+        return True
+
+    def _check_ends(self, life: int) -> None:
+        """Check that what an earlier run was ordered to end has ended, host or not."""
+        if self.life != life or self.is_full:
             return
-        match message:
-            case Registered() | Reported():
-                told = self._told.pop(call, None)
-                if told is not None:  # an answer that came twice answers nothing
-                    self._post(ReportsTaken(told))
-            case Orders(orders):
-                for order in orders:
-                    self._post(self._event(order))
-            case _:
-                raise AssertionError(f"the host said {message}")
-
-    def lost(self, link: Link) -> None:
-        """Note that the link is broken, and dial again."""
-        if link is self.link:
-            self.link, self._registered, self._told = None, False, {}
-            life = self._life
-            self._stage.after(self._stage.random.uniform(0.1, 3.0), lambda: self._connect(life))
-
-    # The link -----------------------------------------------------------------------
-
-    def _connect(self, life: int) -> None:
-        if self._life != life or self.engine is None or self.link is not None:
-            return
-        if self.engine.is_recovered:
-            self.link = self._dial(self)
-        if self.link is None:
-            self._stage.after(self._stage.random.uniform(0.5, 3.0), lambda: self._connect(life))
-        else:
-            link = self.link
-            self._post(lambda: self._register(link))
-
-    def _register(self, link: Link) -> None:
-        if link is self.link and self.engine is not None:
-            attempts = self.engine.attempts()
-            self._registered = True
-            self._call(
-                link,
-                Register(instance="i", inventory=self._inventory, attempts=attempts),
-                attempts,
+        for task, attempt in sorted(self._ends_at_boot):
+            program = self._truth.of(task, attempt)
+            promise(
+                program is None or not program.runs or program.node != self.machine.node,
+                "an ordered end is not forgotten",
+                "{}-{} runs on {} {} s after its runner came back",
+                task,
+                attempt,
+                self.machine.node,
+                _ENDS_WITHIN_S,
             )
 
-    def _call(
-        self, link: Link, message: Register | Report, told: tuple[AttemptReport, ...]
-    ) -> None:
-        self._calls += 1
-        self._told[self._calls] = told
-        link.send("host", message, self._calls)
+    # Events and commits -------------------------------------------------------------
 
-    def _beat(self, life: int) -> None:
-        if self._life != life or self.engine is None:
-            return
-        if self.link is not None and self._registered:
-            self.link.send("host", Readings())
-        self._stage.after(2.0, lambda: self._beat(life))
+    def post(self, event: NodeEvent) -> None:
+        """Let an event be handled with the next group."""
+        self._entries.append(event)
+        if len(self._entries) == 1:
+            self._later(self._work)
 
-    # Events, commits, actions -------------------------------------------------------
+    def attempts(self) -> tuple[AttemptReport, ...]:
+        """Give what a new link is told."""
+        assert self.engine is not None
+        for key in self._ledger.withdraw():
+            self.engine.forget(key)
+        return tuple(self._ledger.tellable(self.engine.attempts()))
 
-    def _post(self, entry: NodeEvent | Callable[[], None]) -> None:
-        self._entries.append(entry)
-        self._work_soon()
+    @property
+    def has_kept_up(self) -> bool:
+        """Whether all is on the disk, or the disk takes nothing so that it is no use to wait."""
+        return self.in_trouble or (self._ledger.open.is_empty and self._ledger.under_way is None)
 
-    def _work_soon(self) -> None:
-        if not self._busy and self._entries:
-            self._busy = True
-            life = self._life
-            self._stage.soon(lambda: self._work(life))
+    def _later(self, act: Callable[[], None], delay_s: float = 0.0) -> None:
+        life = self.life
 
-    def _work(self, life: int) -> None:
-        if self._life != life or self.engine is None:
-            return
+        def if_alive() -> None:
+            if self.life == life:
+                act()
+
+        self._stage.after(delay_s or 0.0001 + 0.02 * self._random.random(), if_alive)
+
+    def _work(self) -> None:
+        assert self.engine is not None
         entries, self._entries = self._entries, []
-        changes: list[tuple[str, bytes | None]] = []
-        owed: list[NodeAction | Callable[[], None]] = []
-        for entry in entries:
-            if callable(entry):
-                owed.append(entry)
-                continue
-            for action in self.engine.handle(entry, self._stage.now):
-                match action:
-                    case Remember(record):
-                        changes.append((record.key, msgspec.msgpack.encode(record)))
-                    case Forget(key):
-                        changes.append((key, None))
-                    case _:
-                        owed.append(action)
-        self._stage.soon(lambda: self._commit(life, changes, owed))
+        free: list[NodeAction] = []
+        now = self.machine.clock.now()
+        for event in entries:
+            if isinstance(event, KillOrdered):
+                self._ends_open.append((event.task, event.attempt))
+            free += self.take(self.engine.handle(event, now))
+        self._commit_if_due()
+        self._pay(free)
 
-    def _commit(
-        self,
-        life: int,
-        changes: list[tuple[str, bytes | None]],
-        owed: list[NodeAction | Callable[[], None]],
-    ) -> None:
-        if self._life != life or self.engine is None or self._dies():
+    def take(self, actions: Sequence[NodeAction]) -> list[NodeAction]:
+        """Sort actions; give what need not wait for the disk."""
+        return self._ledger.take(actions)
+
+    def _commit_if_due(self) -> None:
+        gathered = self._ledger.open
+        if self._ledger.under_way is not None or gathered.is_empty:
             return
-        for key, data in changes:
-            if data is None:
-                self.vault.pop(key)
-            else:
-                self.vault[key] = data
-        for debt in owed:
-            if self._dies():
-                return
-            if callable(debt):
-                debt()
-            else:
-                self._carry_out(debt)
-        self._busy = False
-        self._work_soon()
+        if gathered.is_urgent:
+            self._commit()
+        elif not self._put_off:
+            self._put_off = True
+            self._later(self._commit_put_off, _PUT_OFF_S)
 
-    def _carry_out(self, action: NodeAction) -> None:
-        machine, life = self.machine, self._life
+    def _commit_put_off(self) -> None:
+        self._put_off = False
+        if not self._ledger.open.is_empty:
+            self._ledger.open.is_urgent = True
+            self._commit_if_due()
+
+    def _commit(self) -> None:
+        bundle = self._ledger.close()
+        ends, self._ends_open = self._ends_open, []
+        self._begin_write(bundle, ends)
+
+    def _begin_write(self, bundle: Bundle, ends: list[tuple[TaskId, int]]) -> None:
+        puts = {key: _encode(record) for key, record in bundle.puts.items()}
+        drops = [*bundle.drops, *bundle.voids]
+        self._later(lambda: self._write(bundle, puts, drops, ends))
+
+    def _write(
+        self,
+        bundle: Bundle,
+        puts: dict[str, bytes],
+        drops: list[str],
+        ends: list[tuple[TaskId, int]],
+    ) -> None:
+        if self.is_full:
+            self._set_trouble(True)
+            self._later(lambda: self._begin_write(bundle, ends), 0.5)
+            return
+        if self._dies():
+            return
+        self.vault.update(puts)
+        for key in drops:
+            self.vault.pop(key, None)
+        self._truth.ends_taken.update((self.machine.node, *end) for end in ends)
+        self._pay(self._ledger.finish())
+        if self.engine is not None:
+            self._set_trouble(False)
+            self._commit_if_due()
+
+    def _set_trouble(self, now: bool) -> None:
+        if self.in_trouble != now:
+            self.in_trouble = now
+            assert self.uplink is not None
+            self.uplink.tell_trouble()
+
+    def _pay(self, owed: list[NodeAction]) -> None:
+        life = self.life
+        for debt in owed:
+            if self.life != life or self._dies():
+                return
+            self.carry_out(debt)
+
+    # Actions ------------------------------------------------------------------------
+
+    def carry_out(self, action: NodeAction) -> None:
+        """Begin what an action says."""
         match action:
             case StartLaunch(launch, handle):
+                self._check_start(launch)
                 # It may begin after this runner has died: a start on its way is not called back.
-                self._stage.soon(lambda: self._start(life, launch, handle))
+                slow = self._random.random() < 0.3
+                life, delay_s = self.life, (5.0 if slow else 0.05) * self._random.random()
+                self._stage.after(delay_s, lambda: self._start(life, launch, handle))
             case AdoptLaunch(launch, handle):
-                self._stage.soon(lambda: self._adopt(life, launch, handle))
-            case WatchLaunch(_, handle):
-                machine.watch(handle, lambda program: self._ended(life, program))
-            case KillLaunch(_, handle, _):
-                machine.kill(handle)
+                self._later(lambda: self._adopt(launch, handle))
+            case WatchLaunch(key, handle):
+                self.machine.watch(handle, partial(self._ended, self.life, key))
+            case KillLaunch(_, handle, grace_s):
+                self._later(lambda: self.machine.kill(handle, grace_s))
             case PauseLaunch(key, handle) | ResumeLaunch(key, handle):
-                paused = isinstance(action, PauseLaunch)
-                machine.hold(handle, paused=paused)
-                self._post(LaunchHeld(key, paused))
+                self._hold(key, handle, paused=isinstance(action, PauseLaunch))
             case SendReport(report):
-                if self.link is not None and self._registered:
-                    self._call(self.link, Report((report,)), (report,))
-            case RemoveLaunch():
-                pass
+                assert self.uplink is not None
+                self.uplink.put(report)
+            case SetDeadline(key, in_s):
+                self._set_deadline(key, in_s)
+            case RemoveLaunch(launch):
+                program = self._truth.of(launch.task, launch.attempt)
+                promise(
+                    program is None or not program.runs,
+                    "daemons are not the work",
+                    "{} is removed and runs",
+                    launch.key,
+                )
             case _:
                 raise AssertionError(f"{action} was to be committed")
 
+    def _set_deadline(self, key: str, in_s: float | None) -> None:
+        number = self._deadlines[key] = self._deadlines.get(key, 0) + 1
+
+        def pass_() -> None:
+            if self._deadlines.get(key) == number:
+                self.post(DeadlinePassed(key))
+
+        if in_s is not None:
+            self._later(pass_, in_s)
+
+    def _check_start(self, launch: Launch) -> None:
+        promise(
+            (launch.task, launch.attempt) not in self._ends_at_boot,
+            "an ordered end is not forgotten",
+            "{} is started on {}, whose earlier run was ordered to end it",
+            launch.key,
+            self.machine.node,
+        )
+        promise(
+            launch.key in self.vault,
+            "a handle is stored before the start",
+            "{} is started on {} and is not in the vault",
+            launch.key,
+            self.machine.node,
+        )
+
     def _start(self, life: int, launch: Launch, handle: Handle) -> None:
+        trouble = self.machine.trouble
+        if trouble == "before":
+            self.machine.find(handle)
+        if trouble in {"clean", "before"}:
+            self._truth.failed_starts.add((launch.task, launch.attempt))
+            self._stage.tell("{} cannot start {}", self.machine.node, launch)
+            self._post_as(life, LaunchFailed(launch.key, "it could not be started"))
+            return
         program = self.machine.start(launch, handle)
-        if self._life == life and program is not None:
-            self._post(LaunchStarted(launch.key, Started(started_at=program.started_at)))
-        elif self._life == life:
-            self._post(LaunchFailed(launch.key, "its handle was given up"))
+        if program is None:
+            self._post_as(life, LaunchFailed(launch.key, "its handle was given up"))
+            return
+        note = "starting it broke off" if trouble else ""
+        self._post_as(
+            life, LaunchStarted(launch.key, Started(started_at=program.started_at, note=note))
+        )
 
-    def _adopt(self, life: int, launch: Launch, handle: Handle) -> None:
-        if self._life == life:
-            finding = self.machine.find(handle)
-            self._post(LaunchFound(launch.key, finding, self.machine.plan()))
+    def _adopt(self, launch: Launch, handle: Handle) -> None:
+        finding = self.machine.find(handle)
+        fresh = self.machine.plan() if finding.found is Found.NEVER_STARTED else None
+        self.post(LaunchFound(launch.key, finding, fresh))
 
-    def _ended(self, life: int, program: Program) -> None:
-        if self._life == life:
-            assert program.exit is not None
-            self._post(
-                LaunchExited(program.launch.key, program.exit, program.started_at, program.ended_at)
-            )
+    def _hold(self, key: str, handle: Handle, *, paused: bool) -> None:
+        delay_s = 0.001 + 0.02 * self._random.random()
+        at = max(self._stage.now + delay_s, self._held_at.get(key, 0.0) + 1e-6)
+        self._held_at[key] = at
+        self._later(lambda: self._hold_now(key, handle, paused=paused), at - self._stage.now)
 
-    def _event(self, order: Order) -> NodeEvent:
-        match order:
-            case OrderStart():
-                launch = Launch(
-                    task=order.task,
-                    attempt=order.attempt,
-                    batch=order.batch,
-                    index=order.index,
-                    size=order.size,
-                    spec=order.spec,
-                    claim=order.claim,
-                )
-                return StartOrdered(launch, self.machine.plan())
-            case OrderKill(task=task, attempt=attempt, grace_s=grace_s):
-                return KillOrdered(task, attempt, grace_s)
-            case OrderPause(task=task, attempt=attempt):
-                return PauseOrdered(task, attempt)
-            case OrderResume(task=task, attempt=attempt):
-                return ResumeOrdered(task, attempt)
-            case _:
-                raise AssertionError(f"an order nobody gave: {order}")
+    def _hold_now(self, key: str, handle: Handle, *, paused: bool) -> None:
+        if self.machine.hold(handle, paused=paused):
+            self.post(LaunchHeld(key, paused))
+        else:
+            self.post(LaunchRefused(key, "it has ended"))
 
-    def _dies(self) -> bool:
-        if self._stage.chance(0.006):
-            self.die()
-            return True
-        return False
+    def _ended(self, life: int, key: str, program: Program) -> None:
+        assert program.exit is not None
+        event = LaunchExited(key, program.exit, program.started_at, program.ended_at)
+        self._post_as(life, event)
+
+    def _post_as(self, life: int, event: NodeEvent) -> None:
+        if self.life == life:
+            self.post(event)

@@ -1,188 +1,298 @@
-"""A whole cluster under seeded faults: one host, some runners, people who ask, and the checks.
+"""A whole cluster under a plan: one host, its runners, people, and what goes wrong.
 
-The first part of every world is rough: links are cut, messages dawdle and come twice,
-daemons die between any two actions and come back with what they had committed. Then it is
-quiet, and everything that was ever accepted has to come to its true end.
+The first part of every world is rough. Then all that was broken is whole again, books are
+compared with the truth, and everything that was ever accepted has to come to its true end.
+
+Knows: how the parts are put together, and what each happening of a plan does to them.
+Does not know: what is promised (``promises``, ``truth``, ``disk``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, assert_never
 
-from kohaku_daemon.core.cluster.events import SteerAsked, SubmitAsked, Verb
-from protocol.ids import TaskId
-from protocol.messages.task import SteerResult, Submitted
-from protocol.models.task import Cause, TaskState
+from kohaku_daemon.core.cluster.engine import ClusterEngine
+from kohaku_daemon.core.cluster.records import NodeRecord, PutDocument
+from kohaku_daemon.core.node.engine import NodeEngine
+from kohaku_daemon.core.workload import Launch
+from protocol.models.task import Exit
+from tests.simulation.disk import Disk
+from tests.simulation.door import Door
 from tests.simulation.host import Host
-from tests.simulation.link import Link
-from tests.simulation.machine import Machine, Program, own_exit
+from tests.simulation.link import Link, Receive, Weather
+from tests.simulation.machine import Machine
+from tests.simulation.operators import Operators
+from tests.simulation.people import People
+from tests.simulation.plan import (
+    Act,
+    AskAgain,
+    ClockJump,
+    Crowd,
+    Cut,
+    DiskFull,
+    Drain,
+    Explain,
+    Flood,
+    GpuFault,
+    HolderDies,
+    HostDies,
+    Mute,
+    Plan,
+    Relabel,
+    Remove,
+    Repeat,
+    RunnerDies,
+    Slow,
+    StartTrouble,
+    Steer,
+    Submit,
+)
+from tests.simulation.promises import Promises
 from tests.simulation.runner import Runner
-from tests.simulation.stage import Stage
-from tests.support.builders import NOW, a_node, a_spec, a_submission, a_user, an_inventory
+from tests.simulation.stage import Clock, Stage
+from tests.simulation.truth import Truth
+from tests.simulation.uplink import Uplink
+from tests.support.builders import a_node
 
-_ROUGH_S: Final = 90.0
-_LONGEST_S: Final = 1500.0
-_CORES: Final = 4
+#: Seconds of quiet until books and truth are compared, how long news may be on
+#: their way then, until nothing may stand in the way of
+#: anything any more, and until all must be over.
+_SETTLED_AFTER_S: Final = 32.0
+_AGREE_WITHIN_S: Final = 8.0
+_BEGUN_AFTER_S: Final = 180.0
+_OVER_AFTER_S: Final = 900.0
+#: How often it is looked whether all is over.
+_LOOK_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Who plays: the real engines, or ones with a bug planted on purpose."""
+
+    cluster: type[ClusterEngine] = ClusterEngine
+    node: type[NodeEngine] = NodeEngine
+    host: type[Host] = Host
+    runner: type[Runner] = Runner
+
+
+REAL: Final = Cast()
 
 
 class World:
-    """One seed's cluster."""
+    """One plan, played."""
 
-    def __init__(self, seed: int) -> None:
-        self.stage = stage = Stage(seed)
-        names = ["n1", "n2", "n3"][: stage.random.randint(2, 3)]
-        inventory = an_inventory(_CORES, numa=2)
-        self.host = Host(stage, [a_node(name, inventory) for name in names])
-        self.runners = [
-            Runner(stage, Machine(stage, a_node(name).name), inventory, self._dial)
-            for name in names
-        ]
-        self.asked: set[str] = set()
-        #: Answered submissions: what was promised, by request id.
-        self.promised: dict[str, Submitted] = {}
-        self.killed: set[TaskId] = set()
-        self._kills_answered: set[TaskId] = set()
-        for number in range(stage.random.randint(4, 10)):
-            at = stage.random.uniform(0, _ROUGH_S * 0.9)
-            event = self._a_submission(number, names)
-            stage.after(at, partial(self._submit, event))
-        for _ in range(stage.random.randint(0, 6)):
-            stage.after(stage.random.uniform(5, _ROUGH_S), self._steer)
-        for _ in range(stage.random.randint(0, 6)):
-            stage.after(stage.random.uniform(0, _ROUGH_S), self._cut_a_link)
+    def __init__(self, plan: Plan, cast: Cast = REAL) -> None:
+        self.plan = plan
+        self.stage = stage = Stage(plan.seed)
+        self.truth = Truth()
+        self.host = cast.host(
+            stage, Disk(self.truth), Clock(stage, plan.host_clock_off_s), cast.cluster
+        )
+        self.door = Door(stage, self.host)
+        self.runners: dict[str, Runner] = {}
+        self.weather: dict[str, Weather] = {}
+        for machine_plan in plan.machines:
+            machine = Machine(stage, machine_plan, self.truth)
+            runner = cast.runner(stage, machine, self.truth, cast.node)
+            record = self._first_record(machine)
+            runner.uplink = Uplink(stage, runner, record.credential, self._dial)
+            self.host.disk.write_documents([PutDocument(record)])
+            self.runners[machine_plan.name] = runner
+            self.weather[machine_plan.name] = Weather(stage.chance())
+        self.uplinks = {name: _uplink(runner) for name, runner in self.runners.items()}
+        self.people = People(stage, self.host, self.truth)
+        self.operators = Operators(stage, self.host, self.uplinks)
+        self.promises = Promises(self)
+        self._is_over = False
 
     def play(self) -> None:
-        """Play it to its end and check every promise."""
-        self.stage.run(NOW + _ROUGH_S)
-        self.stage.rough = False
+        """Play it to its end.
+
+        Raises:
+            BrokenPromise: Something is not as promised.
+        """
+        stage, plan = self.stage, self.plan
+        self.host.boot()
+        for runner in self.runners.values():
+            runner.boot()
+        for act in plan.acts:
+            stage.at(act.at, partial(self._do, act))
+        stage.at(plan.rough_s, self._heal)
+        stage.at(plan.rough_s + _LOOK_S, self._look)
+        stage.at(plan.rough_s + _SETTLED_AFTER_S, self.promises.begin_comparing)
+        stage.at(plan.rough_s + _SETTLED_AFTER_S + _AGREE_WITHIN_S, self._wind_up)
+        stage.at(plan.rough_s + _BEGUN_AFTER_S, self.promises.check_begun)
+        stage.run(plan.rough_s + _OVER_AFTER_S, done=lambda: self._is_over)
+        self.promises.check_end()
+
+    def story(self) -> list[str]:
+        """Tell what happened, with tasks called by their submission and place: 3.0 is the first
+        of request 3, 3.0/1 its first attempt."""
+        return self.stage.story(self._render)
+
+    def named(self, text: str) -> str:
+        """Give a text with tasks called as in the story."""
+        for task in self.host.disk.tasks:
+            text = text.replace(str(task), self.people.name(task))
+        return text
+
+    def _render(self, fact: object) -> str:
+        match fact:
+            case Launch():
+                return f"{self.people.name(fact.task)}/{fact.attempt}"
+            case Exit():
+                how = fact.code if fact.code is not None else f"signal {fact.signal}"
+                return f"{fact.cause} {how}"
+            case int() if fact > 1_000_000_000_000:
+                return self.people.name(fact)  # type: ignore[arg-type]
+            case _:
+                return str(fact)
+
+    # Putting together ---------------------------------------------------------------
+
+    def _first_record(self, machine: Machine) -> NodeRecord:
+        return a_node(machine.node, machine.inventory(), labels={"zone": machine.plan_.zone})
+
+    def _dial(self, uplink: Uplink) -> Link | None:
+        weather = self.weather[uplink.node]
+        if weather.apart or self.host.engine is None:
+            return None
+        node = None
+        if uplink.has_joined:
+            node = self.door.hello(uplink.credential)
+            if node is None:
+                uplink.become_stranger()
+                return None
+        ends: dict[str, Receive] = {"host": self.door.receive, "runner": uplink.receive}
+        link = Link(self.stage, uplink.node, weather, ends)
+        self.door.accept(link, uplink.credential, node)
+        return link
+
+    # What happens -------------------------------------------------------------------
+
+    def _do(self, act: Act) -> None:
+        match act:
+            case Submit():
+                self.people.submit(act)
+            case Flood():
+                self.people.flood(act)
+            case Crowd():
+                self.people.crowd(act)
+            case AskAgain():
+                self.people.ask_again(act)
+            case Steer():
+                self.people.steer(act)
+            case Explain():
+                self.people.explain()
+            case Drain():
+                self.operators.drain(act)
+            case Relabel():
+                self.operators.relabel(act)
+            case Remove():
+                self.operators.remove(act)
+            case _:
+                self._go_wrong(act)
+
+    def _go_wrong(self, act: Act) -> None:
+        match act:
+            case HostDies(_, step, down_s):
+                self.host.doom(step, down_s)
+            case RunnerDies(_, node, step, down_s, reboot):
+                self.runners[node].doom(step, down_s, reboot=reboot)
+            case HolderDies():
+                self._kill_holder(act)
+            case Cut():
+                self._cut(act)
+            case Slow(_, node, to, delay_s, for_s):
+                slow_s = self.weather[node].slow_s
+                slow_s[to] = delay_s
+                self.stage.after(for_s, partial(slow_s.__setitem__, to, 0.0))
+            case Repeat(_, node, for_s):
+                self._for_a_while(
+                    f"words of {node} come twice", self.weather[node], "repeats", for_s
+                )
+            case Mute(_, node, for_s):
+                self._for_a_while(f"{node} is silent", self.uplinks[node], "is_mute", for_s)
+            case ClockJump(_, machine, by_s):
+                self._clock(machine).off_s += by_s
+                self.stage.tell("the clock of {} jumps by {} s", machine, by_s)
+            case GpuFault():
+                self._break_gpu(act)
+            case DiskFull(_, machine, for_s):
+                holder = self.host.disk if machine == "host" else self.runners[machine]
+                self._for_a_while(f"the disk of {machine} is full", holder, "is_full", for_s)
+            case StartTrouble(_, node, how, for_s):
+                hurt = self.runners[node].machine
+                hurt.trouble = how
+                self.stage.after(for_s, partial(setattr, hurt, "trouble", ""))
+            case _:
+                assert_never(act)  # type: ignore[arg-type]
+
+    def _for_a_while(self, words: str, what: object, flag: str, for_s: float) -> None:
+        setattr(what, flag, True)
+        self.stage.tell("{} for {} s", words, for_s)
+        self.stage.after(for_s, partial(setattr, what, flag, False))
+
+    def _clock(self, machine: str) -> Clock:
+        return self.host.clock if machine == "host" else self.runners[machine].machine.clock
+
+    def _kill_holder(self, act: HolderDies) -> None:
+        task = self.people.find(act.number, act.index)
+        node = self.host.disk.tasks[task].node if task is not None else ""
+        if node:
+            self.runners[node].doom(act.step, 0.1, reboot=False)
+            if act.apart_s:
+                self._cut(Cut(act.at, node, 0.1, 0.1, loses=True, apart_s=act.apart_s))
+
+    def _cut(self, act: Cut) -> None:
+        link = self.uplinks[act.node].link
+        if link is not None:
+            notices_s = {"host": act.host_notices_s, "runner": act.runner_notices_s}
+            link.cut("somebody tripped over it", notices_s, loses=act.loses)
+        if act.apart_s:
+            weather = self.weather[act.node]
+            self._for_a_while(f"{act.node} reaches nobody", weather, "apart", act.apart_s)
+
+    def _break_gpu(self, act: GpuFault) -> None:
+        runner = self.runners[act.node]
+        broken = runner.machine.gone if act.gone else runner.machine.faulty
+        broken.append(act.index)
+        self.stage.tell("GPU {} of {} breaks", act.index, act.node)
+        self.stage.after(act.for_s, lambda: broken.remove(act.index))
+        if act.gone:
+            runner.die(1.0, reboot=True)
+            self.stage.after(act.for_s + 0.1, lambda: runner.die(1.0, reboot=True))
+
+    # Quiet --------------------------------------------------------------------------
+
+    def _heal(self) -> None:
+        """Make everything whole. What operators undo they undo in their own time."""
         self.stage.tell("all is quiet now")
-        self._resume_for_ever()
-        self.stage.run(NOW + _LONGEST_S, done=self._is_over)
-        self._check_promises()
+        self.host.spare()
+        self.host.disk.is_full = False
+        self.host.boot()
+        for name, runner in self.runners.items():
+            runner.spare()
+            runner.is_full = False
+            runner.machine.trouble = ""
+            runner.boot()
+            self.uplinks[name].is_mute = False
+            self.weather[name].apart = self.weather[name].repeats = False
+            self.weather[name].slow_s.update(host=0.0, runner=0.0)
 
-    # People -------------------------------------------------------------------------
+    def _wind_up(self) -> None:
+        """Let held tasks go on, end what never ends, and look for the end of it all."""
+        self.promises.end_comparing()
+        self.people.resume_all()
+        self.people.end_all()
 
-    def _a_submission(self, number: int, names: list[str]) -> SubmitAsked:
-        random = self.stage.random
-        spec = a_spec(
-            cores=random.choice([0, 1, 1, 2, 3, _CORES]), priority=random.choice([0, 0, 0, 5])
-        )
-        request_id = f"request-{number}"
-        if random.random() < 0.3:
-            targets = random.choices(names, k=random.randint(1, 3))
-            return a_submission(spec, request_id=request_id, targets=targets)
-        return a_submission(spec, request_id=request_id, array=random.randint(1, 4))
+    def _look(self) -> None:
+        self._is_over = self.promises.all_is_over()
+        self.stage.after(_LOOK_S, self._look)
 
-    def _submit(self, event: SubmitAsked) -> None:
-        """Submit until it is answered: an answer that is lost costs a question, not a task."""
-        request_id = event.request.request_id
-        self.asked.add(request_id)
-        if self.host.engine is not None:
-            batches = self.host.kept.batches.values()
-            earlier = next((one for one in batches if one.request_id == request_id), None)
-            asked = SubmitAsked(event.actor, event.request, event.digest, earlier)
-            self.host.ask(asked, lambda value: self._answered(request_id, value))
-        if request_id not in self.promised or self.stage.chance(0.5):
-            self.stage.after(2.0, lambda: self._submit(event))
 
-    def _answered(self, request_id: str, value: object) -> None:
-        assert isinstance(value, Submitted), f"{request_id} was refused: {value!r}"
-        before = self.promised.setdefault(request_id, value)
-        assert value.runs == before.runs, f"{request_id} became other tasks when repeated"
-        for task in value.ids():
-            assert task in self.host.kept.tasks, f"{task} was promised and is not kept"
-            if value is before and own_exit(task) is None:
-                self.stage.after(self.stage.random.uniform(0, 60), partial(self._kill, task))
-
-    def _steer(self) -> None:
-        tasks = sorted(self.host.kept.tasks)
-        if not tasks:
-            return
-        task = self.stage.random.choice(tasks)
-        if self.stage.random.random() < 0.5:
-            self._kill(task)
-        else:
-            self.stage.tell(f"{task} is to be paused")
-            self._ask(Verb.PAUSE, task)
-
-    def _kill(self, task: TaskId) -> None:
-        """Ask for a task's end until that is answered; from then on it is the host's affair."""
-        if task in self._kills_answered:
-            return
-        self.stage.tell(f"{task} is to be killed")
-        self.killed.add(task)
-        self._ask(Verb.KILL, task, lambda _: self._kills_answered.add(task))
-        self.stage.after(5.0, lambda: self._kill(task))
-
-    def _resume_for_ever(self) -> None:
-        for task in list(self.host.kept.tasks.values()):
-            if task.state is TaskState.PAUSED:
-                self._ask(Verb.RESUME, task.id)
-        self.stage.after(5.0, self._resume_for_ever)
-
-    def _ask(
-        self, verb: Verb, task: TaskId, answered: Callable[[object], None] = lambda _: None
-    ) -> None:
-        def reply(value: object) -> None:
-            assert isinstance(value, SteerResult), value
-            answered(value)
-
-        self.host.ask(SteerAsked(a_user(), verb, (task,), self.host.kept.ended()), reply)
-
-    # The network --------------------------------------------------------------------
-
-    def _dial(self, runner: Runner) -> Link | None:
-        node = runner.machine.node
-        link = Link(self.stage, node, self.host.receive, runner.receive)
-        link.on_cut = [self.host.lost, runner.lost]
-        return link if not self.stage.chance(0.2) and self.host.accept(link) else None
-
-    def _cut_a_link(self) -> None:
-        runner = self.stage.random.choice(self.runners)
-        if runner.link is not None:
-            runner.link.cut("somebody tripped over it")
-
-    # The promises -------------------------------------------------------------------
-
-    def _is_over(self) -> bool:
-        return (
-            self.host.engine is not None
-            and all(request in self.promised for request in self.asked)
-            and all(task.state.is_final for task in self.host.kept.tasks.values())
-        )
-
-    def _check_promises(self) -> None:
-        programs = {
-            program.launch.task: program
-            for runner in self.runners
-            for program in runner.machine.programs.values()
-        }
-        for task in self.host.kept.tasks.values():
-            assert task.state.is_final, f"{task.id} is {task.state} for ever: {task.reason}"
-            self._check_end(task.id, task.state, programs.get(task.id))
-        engine = self.host.engine
-        assert engine is not None
-        for node in engine.state.fleet.nodes.values():
-            assert not node.site.books.claims, f"{node.name} still holds claims"
-
-    def _check_end(self, task: TaskId, state: TaskState, program: Program | None) -> None:
-        """Compare what the books say with what happened."""
-        record = self.host.kept.tasks[task]
-        assert record.exit is not None
-        batch = self.host.kept.batches[record.batch]
-        if batch.targets and record.node:
-            assert record.node == batch.targets[record.index].node
-        if program is None:
-            assert state is TaskState.KILLED, f"{task} never ran and is {state}"
-            assert task in self.killed, f"{task} never ran and nobody had it killed"
-            return
-        assert program.exit is not None, f"{task} is {state} and runs"
-        assert program.launch.index == record.index
-        if program.exit.cause is Cause.EXITED:
-            code = program.exit.code
-            assert record.exit.code == code, f"{task} returned {code}, not {record.exit}"
-        else:
-            assert task in self.killed
-            assert state is TaskState.KILLED, f"{task} was killed and is {state}"
+def _uplink(runner: Runner) -> Uplink:
+    assert runner.uplink is not None
+    return runner.uplink
