@@ -88,7 +88,7 @@ def _full_cluster(chance: random.Random) -> ClusterEngine:
         engine.handle(RunnerRegistered(name, "10.0.0.1", there, ()), _NOW)
     filler = TaskSpec(command=("train",), cores=_CORES_EACH, gpus=1)
     _ask(engine, "filler", filler, _NODES * _GPUS)
-    engine.handle(PlacementDue(), _NOW)
+    _place(engine)
     _submit(engine, chance, _WAITING)
     return engine
 
@@ -101,7 +101,14 @@ def _submit(engine: ClusterEngine, chance: random.Random, count: int) -> None:
         owner = f"user{chance.randrange(_OWNERS)}"
         _ask(engine, owner, chance.choice(_WANTED), size)
         left -= size
+    _place(engine)
+
+
+def _place(engine: ClusterEngine) -> None:
+    """Place all that fits: one pass places a part of it."""
     engine.handle(PlacementDue(), _NOW)
+    while not engine.state.backlog.is_settled:
+        engine.handle(PlacementDue(), _NOW)
 
 
 def _ask(engine: ClusterEngine, owner: str, spec: TaskSpec, size: int) -> None:

@@ -213,6 +213,7 @@ class Backlog:
         heapq.heapify(order)
         deep = 0
         placed = 0
+        #: Ranked after the last turn that anybody had: its rank here is its present one.
         newest: _Lane | None = None
         while order and deep < _DEEPEST_BACKFILL:
             if placed >= _MOST_PLACED:
@@ -234,9 +235,9 @@ class Backlog:
                 # With its turn gone, nodes may be kept for others than were asked first before.
                 self._age += 1
                 after = self._rank(lane)
+                newest = None if after is None else lane
                 if after is not None:
                     heapq.heapreplace(order, (after, number, lane))
-                    newest = lane
                     continue
             heapq.heappop(order)
             deep += current.all_held

@@ -468,3 +468,24 @@ async def test_many_clients_at_once_share_commits(
     assert len(groups) < 60, "each submission waited for a disk of its own"
     for client in clients:
         await client.close()
+
+
+async def test_a_heartbeat_that_nobody_wants_costs_no_turn_of_the_loop(rig: Rig) -> None:
+    await rig.submit(1)
+    await rig.loop.settled()
+    rig.diary.lines.clear()
+    rig.diary.is_watched = False
+    rig.loop.tell(RunnerBeat(NodeName("n1"), Readings()))
+    assert rig.diary.lines == ["nodes skipped"]
+    assert not rig.loop._wake.is_set()
+    rig.diary.is_watched = True
+    rig.loop.tell(RunnerBeat(NodeName("n1"), Readings()))
+    await until(lambda: len(rig.diary.lines) == 2)
+    assert rig.diary.lines[1] == "readings n1"
+
+
+async def test_nodes_that_changed_are_not_shown_when_nobody_watches(rig: Rig) -> None:
+    rig.diary.is_watched = False
+    await rig.submit(1)
+    assert rig.diary.nodes == []
+    assert "nodes skipped" in rig.diary.lines

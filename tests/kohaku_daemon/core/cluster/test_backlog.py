@@ -80,6 +80,32 @@ def test_higher_priority_goes_first_then_earlier_submission() -> None:
     assert TaskId(4) in queue.backlog
 
 
+def test_a_long_pass_is_taken_in_parts_and_a_gang_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog_module, "_MOST_PLACED", 2)
+    queue = Queue(8)
+    queue.add(1, 2, 3, cores=1)
+    queue.add_gang(4, 5, 6, cores=1)
+    queue.add(7, cores=1)
+    parts = []
+    while not queue.backlog.is_settled:
+        parts.append([task for task, _ in queue.run()])
+    assert parts[0] == [1, 2]
+    assert [4, 5, 6] in [part[-3:] for part in parts]
+    assert [task for part in parts for task in part] == [1, 2, 3, 4, 5, 6, 7]
+    assert queue.run() == []
+
+
+def test_an_owners_other_shapes_wait_for_the_turn_that_one_shape_has_had() -> None:
+    queue = Queue(4)
+    # Two shapes of one owner: with each task placed, both come after what was submitted before.
+    queue.add(2, cores=2)
+    queue.add(3, cores=1)
+    queue.add(5, cores=2)
+    queue.add(4, cores=3)
+    assert queue.run() == [(2, "n1"), (3, "n1")]
+    assert queue.backlog.held_for(NodeName("n1")) == 4
+
+
 def test_a_big_task_keeps_a_node_free_and_small_ones_use_the_others() -> None:
     queue = Queue(4, 4)
     queue.add(1, 2, cores=2)
