@@ -241,6 +241,8 @@ class Backlog:
                     continue
             heapq.heappop(order)
             deep += current.all_held
+        # Those who kept nodes and had turns since come later in the next pass.
+        self._age += placed > 0
 
     def _enter(self, task: TaskId, lane: _Lane) -> None:
         self._waiting[task] = lane
@@ -373,7 +375,9 @@ class Backlog:
             or any(name in held for name in lane.keeps)
             or (not lane.keeps and lane.chosen_at < self._age and not current.all_held)
         ):
-            lane.keeps = self._choose_keeps(lane, current)
+            before, lane.keeps = lane.keeps, self._choose_keeps(lane, current)
+            if not set(before) <= set(lane.keeps):
+                self._age += 1  # what it lets go of may be kept for others
             lane.chosen_at = self._age
         head = self._head(lane)
         assert head is not None, "an empty lane was asked for"
@@ -383,7 +387,12 @@ class Backlog:
     def _choose_keeps(self, lane: _Lane, current: _Pass) -> list[NodeName]:
         sites, held = current.sites, current.held
         if lane.request is None:
-            return plan_gang(list(lane.members.items()), sites, held) or []
+            members = list(lane.members.items())
+            own = {name: sites[name] for name in lane.keeps if name in sites}
+            # The same ones while they will do, as for a single task.
+            if own and plan_gang(members, own, held) is not None:
+                return lane.keeps
+            return plan_gang(members, sites, held) or []
         before = lane.keeps[0] if lane.keeps else None
         if before is not None and before not in held:
             site = sites.get(before)

@@ -423,7 +423,7 @@ class Against(RuleBasedStateMachine):
 
 
 TestAgainstTheRule = Against.TestCase
-TestAgainstTheRule.settings = settings(max_examples=100, stateful_step_count=15, deadline=None)
+TestAgainstTheRule.settings = settings(max_examples=200, stateful_step_count=20, deadline=None)
 
 
 @settings(max_examples=60, deadline=None)
