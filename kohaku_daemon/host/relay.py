@@ -192,10 +192,12 @@ class Relay:
             _log.debug("a reader of logs went away: %s", error)
 
     async def _begun(self, logs: OpenLogs) -> TaskRecord | None:
-        """Give the task; if its output is to be followed, once it has a node or is over."""
+        """Give the task; if its output is to be followed, once there is that attempt, or once
+        the task has a node or is over.
+        """
         while True:
             live = self._state.tasks.get(logs.task)
-            if live is None or live.state is not TaskState.QUEUED or not logs.follow:
+            if live is None or not logs.follow or _is_made(live, logs.attempt):
                 # Memory is ahead of what was ordered: the order to launch must go out first.
                 await self._loop.settled()
                 return live or self._store.task(logs.task)
@@ -233,6 +235,13 @@ class Relay:
                 f"node {stream.node} did not open the stream for the output of task {task}",
                 hint="look at its runner's log",
             ) from None
+
+
+def _is_made(task: TaskRecord, attempt: int | None) -> bool:
+    """Say whether an attempt is there to be read; without a number the present or the next."""
+    if attempt is not None and attempt <= task.attempt:
+        return True  # though the task may be queued again, for another one
+    return task.state is not TaskState.QUEUED
 
 
 def _node_of(task: TaskRecord, attempt: int) -> NodeName:

@@ -269,15 +269,15 @@ class TaskStore:
         record = self._value("SELECT record FROM tasks WHERE id = ?", (task,))
         return None if record is None else _decode_task(record)
 
-    def incomplete(self, tasks: Iterable[TaskId]) -> list[tuple[TaskId, int]]:
-        """Give those tasks that ended without completing, each with its place in its batch."""
-        bad = [state for state in FINAL_STATES if state is not TaskState.COMPLETED]
+    def ended(self, tasks: Iterable[TaskId]) -> list[TaskRecord]:
+        """Give those of some tasks that have ended, by id."""
+        final = tuple(FINAL_STATES)
         rows = self._rows(
-            f"SELECT record FROM tasks WHERE state IN ({_marks(bad)})"
+            f"SELECT record FROM tasks WHERE state IN ({_marks(final)})"
             " AND id IN (SELECT value FROM json_each(?)) ORDER BY id",
-            (*bad, json.dumps(list(tasks))),
+            (*final, json.dumps(list(tasks))),
         )
-        return [(task.id, task.index) for task in (_decode_task(record) for (record,) in rows)]
+        return [_decode_task(record) for (record,) in rows]
 
     def standing(self, name: int) -> TaskState | None:
         """Give a task's state. Of a batch give COMPLETED if all of it completed, else the end

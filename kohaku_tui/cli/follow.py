@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from kohaku_tui.cli import output
 from kohaku_tui.cli.log_writer import STDERR, STDOUT, LogWriter, end_notes
 from kohaku_tui.format import counts_text, exit_text, plural, task_state
-from protocol.errors import KohakuError, Unavailable
+from protocol.errors import KohakuError, NotFound, Unavailable
 from protocol.ids import BatchId, TaskId
 from protocol.messages.cluster import Topic
 from protocol.messages.node import OneNode
@@ -216,13 +216,11 @@ async def _follow_one(cluster: Cluster, task: TaskId) -> Task:
     async with absence_told(cluster, task):
         while True:
             seen = await wait_started(cluster, task, after=told)
-            # The last one may have ended without running; a quick one may have been missed.
-            begun = max(seen.attempt, told + 1) if seen.started_at else seen.attempt - 1
-            for attempt in range(told + 1, begun + 1):
+            for attempt in await _attempts_since(cluster, seen, told):
                 if attempt > 1:
                     output.note(f"task {task}: attempt {attempt}")
                 await _follow_attempt(cluster, task, attempt)
-            told = max(told, begun)
+            told = seen.attempt
             if seen.state.is_over:
                 break
             if not seen.spec.retries and not seen.spec.requeue_on_lost:
@@ -232,10 +230,27 @@ async def _follow_one(cluster: Cluster, task: TaskId) -> Task:
     return (await cluster.wait([task]))[0]
 
 
+async def _attempts_since(cluster: Cluster, seen: Task, told: int) -> list[int]:
+    """Give the attempts that have begun after the one that is told: none, or one, as a rule.
+
+    A quick one may have been missed. Numbers have gaps: after a restore of the host they go on
+    a thousand higher, so its history says which there were.
+    """
+    # A node without a start: the attempt ended there before it began. Without a node it ended,
+    # and the task waited for the next.
+    begun = seen.attempt if seen.started_at or not seen.node else seen.attempt - 1
+    if begun <= told + 1:
+        return [begun] if begun > told else []
+    history = (await cluster.task(seen.id)).history
+    return sorted({change.attempt for change in history if told < change.attempt <= begun})
+
+
 async def _follow_attempt(cluster: Cluster, task: TaskId, attempt: int) -> None:
     writer = LogWriter({Source.STDOUT: STDOUT, Source.STDERR: STDERR})
     try:
         await write_logs(writer, cluster.logs(task, follow=True, attempt=attempt))
+    except NotFound:
+        return  # it was never made, or is forgotten: there is no output to miss
     except Unavailable as reason:
         # Its node may be gone: what became of the task is still to be told.
         output.note(f"the output of task {task} breaks off: {reason.message}")

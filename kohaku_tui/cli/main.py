@@ -4,8 +4,9 @@ Knows: the names of commands, exit statuses, who is told what when something fai
 Does not know: what any command does.
 
 Exit statuses: 0 done; 1 the cluster said no; 2 the command line makes no sense; 3 the cluster
-cannot be reached; 130 left with Ctrl-C; 141 nobody reads our output any more. ``task wait``,
-``batch wait``, ``task submit --wait`` and ``--follow`` exit with the task's own status.
+cannot be reached, or cannot do it now; 130 left with Ctrl-C; 141 nobody reads our output any more.
+``task wait``, ``batch wait``, ``task submit --wait`` and ``--follow`` exit with the task's own
+status.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, Final
@@ -41,6 +43,8 @@ from protocol.errors import BadRequest, Internal, KohakuError
 #: 128 + SIGPIPE: what a shell shows for a program whose reader went away.
 _READER_GONE: Final = 141
 _DEBUG: Final = "KOHAKU_DEBUG"
+#: Typer's words for text where a number belongs (typer 0.28), which people need not know.
+_NO_NUMBER: Final = re.compile(r"is not a valid int(eger)?( range)?(?=\.)")
 
 _FIRST_STEPS: Final = """\
 No cluster is known yet.
@@ -229,7 +233,8 @@ def _set_up_logging() -> None:
 def _explain_usage(error: typer.TyperException) -> BadRequest:
     ctx = getattr(error, "ctx", None)
     path = "kohaku" if ctx is None else ctx.command_path
-    return BadRequest(error.format_message(), hint=f"see: {path} --help")
+    said = _NO_NUMBER.sub("is not a whole number", error.format_message())
+    return BadRequest(said, hint=f"see: {path} --help")
 
 
 def _explain_bug(bug: Exception) -> Internal:

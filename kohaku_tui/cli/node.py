@@ -212,12 +212,23 @@ def _confirm(question: str) -> None:
     typer.confirm(question, abort=True, err=True)
 
 
+def _troubles(node: Node) -> Sequence[str]:
+    return node.readings.troubles if node.readings is not None else ()
+
+
+def _standing(node: Node) -> Cell:
+    """Say a node's state, and whether it takes nothing new although it is there."""
+    if _troubles(node):
+        return Cell(f"{node_state(node)}, in trouble", "red")
+    return Cell(node_state(node), state_style(node.state))
+
+
 def _row(node: Node, now: float) -> Row:
     has, held = node.inventory, node.claimed
     cpu = "-" if node.readings is None else f"{node.readings.cpu_percent:.0f} %"
     return (
         node.name,
-        Cell(node_state(node), state_style(node.state)),
+        _standing(node),
         str(held.tasks),
         share(held.cores, len(has.cores)),
         size_share(held.memory, has.memory),
@@ -231,8 +242,8 @@ def _row(node: Node, now: float) -> Row:
 def _facts(node: Node, now: float) -> Iterator[tuple[str, str | Cell]]:
     has, held = node.inventory, node.claimed
     yield "node", node.name
-    yield "state", Cell(node_state(node), state_style(node.state))
-    for trouble in node.readings.troubles if node.readings is not None else ():
+    yield "state", _standing(node)
+    for trouble in _troubles(node):
         yield "problem", Cell(trouble, "red")
     yield (
         "seen",

@@ -1,14 +1,14 @@
 """``kohaku task retry``: trying tasks again that were lost or did not complete.
 
 Knows: that an id may be a task's or a batch's, and that one that is refused must not keep the
-others from being tried.
+others from being tried, nor keep back the ids of what was made for them.
 Does not know: what is tried again and how; the host says.
 """
 
 from __future__ import annotations
 
 import uuid
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -16,15 +16,12 @@ from kohaku_tui.cli import output
 from kohaku_tui.cli.options import AsJson, OnContext, TaskIds, task_ids
 from kohaku_tui.cli.reach import ask_cluster
 from kohaku_tui.document import Plain
-from protocol.errors import Conflict, Forbidden, KohakuError, NotFound
+from protocol.errors import KohakuError, NotFound
 from protocol.ids import TaskId
 from protocol.messages.task import Retried
 
 if TYPE_CHECKING:
     from protocol.client import Cluster
-
-#: The cluster's word on one of several; the others may still be granted.
-_REFUSED: Final = (NotFound, Conflict, Forbidden)
 
 
 def retry(tasks: TaskIds, *, as_json: AsJson = False, context: OnContext = "") -> None:
@@ -35,19 +32,20 @@ def retry(tasks: TaskIds, *, as_json: AsJson = False, context: OnContext = "") -
     its tasks.
     """
     names = task_ids(tasks)
+    answers: list[tuple[TaskId, Retried | KohakuError]] = []
 
-    async def ask(cluster: Cluster) -> list[tuple[TaskId, Retried | KohakuError]]:
-        return [(name, await _try_again(cluster, name)) for name in names]
+    async def ask(cluster: Cluster) -> None:
+        for name in names:
+            said = await _try_again(cluster, name)
+            answers.append((name, said))
+            _tell(said, as_json=as_json)
 
-    answers = ask_cluster(context, ask)
-    if as_json:
-        output.print_document({"retried": [_to_document(name, said) for name, said in answers]})
-    for _, said in answers:
-        if isinstance(said, KohakuError):
-            output.show_error(said, as_json=False)
-        elif not as_json:
-            for task in _list_ids(said):
-                output.say(str(task))
+    try:
+        ask_cluster(context, ask)
+    finally:
+        # Also when the cluster goes away half way: these have been made.
+        if as_json and answers:
+            output.print_document({"retried": [_to_document(*answer) for answer in answers]})
     if any(isinstance(said, KohakuError) for _, said in answers):
         raise typer.Exit(1)
 
@@ -58,13 +56,30 @@ async def _try_again(cluster: Cluster, name: TaskId) -> Retried | KohakuError:
         try:
             return await cluster.retry(name, request_id=request_id)
         except NotFound:
-            return await cluster.retry(batch=name, request_id=request_id)
-    except _REFUSED as error:
+            return await _try_batch_again(cluster, name, request_id)
+    except KohakuError as error:
+        # Status 1 is the cluster's word on this one; what else there is would meet the next, too.
+        if error.exit_status != 1:
+            raise
         return error
 
 
-def _list_ids(said: Retried) -> list[TaskId]:
-    return [*said.requeued, *(said.submitted.ids() if said.submitted is not None else ())]
+async def _try_batch_again(cluster: Cluster, name: TaskId, request_id: str) -> Retried:
+    try:
+        return await cluster.retry(batch=name, request_id=request_id)
+    except NotFound:
+        raise NotFound(
+            f"there is no task or batch {name}", hint="see: kohaku task list, kohaku batch list"
+        ) from None
+
+
+def _tell(said: Retried | KohakuError, *, as_json: bool) -> None:
+    if isinstance(said, KohakuError):
+        output.show_error(said, as_json=False)
+    elif not as_json:
+        new = said.submitted.ids() if said.submitted is not None else ()
+        for task in (*said.requeued, *new):
+            output.say(str(task))
 
 
 def _to_document(name: TaskId, said: Retried | KohakuError) -> Plain:

@@ -32,13 +32,13 @@ _LONGEST_REQUEST_ID: Final = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What was said on the command line, as words."""
+    """What was said on the command line, as words; None is what was not said."""
 
     command: Sequence[str]
     request_id: str
     targets: Sequence[str] = ()
     cores: int = 1
-    memory: str = ""
+    memory: str | None = None
     gpus: int = 0
     backend: str = ""
     env: Sequence[str] = ()
@@ -48,10 +48,10 @@ class Wish:
     rows: Path | None = None
     labels: Sequence[str] = ()
     workdir: str = ""
-    grace: str = ""
+    grace: str | None = None
     after: Sequence[str] = ()
     gang: bool = False
-    time_limit: str = ""
+    time_limit: str | None = None
     retries: int = 0
     requeue_on_lost: bool = False
 
@@ -88,13 +88,13 @@ def make_request(wish: Wish, environment: Mapping[str, str]) -> SubmitTask:
         env=read_variables(wish.env, environment),
         workdir=wish.workdir,
         cores=sendable("-c", wish.cores),
-        memory=sendable("-m", parse_size(wish.memory), wish.memory) if wish.memory else 0,
+        memory=_read_memory(wish.memory),
         gpus=sendable("--gpus", wish.gpus),
         labels=parse_pairs(wish.labels, "label"),
         priority=sendable("--priority", wish.priority),
         backend=wish.backend,
-        grace_s=parse_duration(wish.grace) if wish.grace else TaskSpec(command=()).grace_s,
-        time_limit_s=parse_duration(wish.time_limit) if wish.time_limit else 0.0,
+        grace_s=_read_grace(wish.grace),
+        time_limit_s=_read_time_limit(wish.time_limit),
         retries=sendable("--retries", wish.retries),
         requeue_on_lost=wish.requeue_on_lost,
     )
@@ -107,6 +107,40 @@ def make_request(wish: Wish, environment: Mapping[str, str]) -> SubmitTask:
         after=tuple(task_ids(wish.after)),
         gang=wish.gang,
     )
+
+
+def _read_memory(text: str | None) -> int:
+    if text is None:
+        return 0
+    return sendable("-m", parse_size(_said("-m", text)), text)
+
+
+def _read_grace(text: str | None) -> float:
+    if text is None:
+        return TaskSpec(command=()).grace_s
+    return parse_duration(_said("--grace", text))
+
+
+def _read_time_limit(text: str | None) -> float:
+    if text is None:
+        return 0.0
+    limit_s = parse_duration(_said("--time-limit", text))
+    if not limit_s:  # 0.0 is no limit on the wire, which is not what this says
+        raise BadRequest(
+            f"--time-limit {text} leaves no time to run", hint="leave it out for no limit"
+        )
+    return limit_s
+
+
+def _said(option: str, text: str) -> str:
+    """Give the text back: nothing, as of an unset variable of a script, is not what was meant.
+
+    Raises:
+        BadRequest: There is none.
+    """
+    if not text.strip():
+        raise BadRequest(f"{option} is empty", hint="give it a value, or leave it out")
+    return text
 
 
 def read_variables(words: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:

@@ -54,7 +54,7 @@ def submit(
         ),
     ] = 1,
     memory: Annotated[
-        str,
+        str | None,
         typer.Option(
             "-m",
             "--memory",
@@ -62,7 +62,7 @@ def submit(
             show_default=False,
             help="Such as 64M or 1.5Gi; none is no claim and no limit.",
         ),
-    ] = "",
+    ] = None,
     gpus: Annotated[int, typer.Option("--gpus", metavar="N", min=0, help="How many GPUs.")] = 0,
     on: Annotated[
         list[str] | None,
@@ -81,23 +81,23 @@ def submit(
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="A name for people.")] = "",
     priority: Annotated[int, typer.Option("--priority", metavar="N", help="Higher first.")] = 0,
     grace: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--grace",
             metavar="DURATION",
             show_default="10s",
             help="Between SIGTERM and SIGKILL when it is killed.",
         ),
-    ] = "",
+    ] = None,
     time_limit: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--time-limit",
             metavar="DURATION",
             show_default=False,
             help="Such as 90m or 2h: ended when it has run so long; none is no limit.",
         ),
-    ] = "",
+    ] = None,
     retries: Annotated[
         int,
         typer.Option("--retries", metavar="N", min=0, help="New attempts after one that failed."),

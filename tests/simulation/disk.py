@@ -115,14 +115,9 @@ class Disk:
         ids = (TaskId(one) for first, count in batch.runs for one in range(first, first + count))
         return [self.tasks[one] for one in ids]
 
-    def incomplete(self, tasks: Iterable[TaskId]) -> tuple[tuple[TaskId, int], ...]:
-        """Give those that ended without completing, with their places."""
-        records = (self.tasks[task] for task in tasks)
-        return tuple(
-            (one.id, one.index)
-            for one in records
-            if one.state.is_final and one.state is not TaskState.COMPLETED
-        )
+    def ended_records(self, tasks: Iterable[TaskId]) -> tuple[TaskRecord, ...]:
+        """Give those that have ended."""
+        return tuple(self.tasks[task] for task in tasks if self.tasks[task].state.is_final)
 
     def standing(self, name: int) -> TaskState | None:
         """Give how a task stands, or a batch: not complete if one of its tasks is not."""

@@ -41,7 +41,7 @@ def _check_placed(state: ClusterState, task: TaskRecord, explanation: Explanatio
 
 def _check_waiting(state: ClusterState, task: TaskRecord, explanation: Explanation) -> None:
     batch = state.batch_of(task).record
-    target = batch.targets[task.index] if batch.targets else None
+    target = batch.targets[batch.position(task.index)] if batch.targets else None
     nodes = state.fleet.nodes
     if not explanation.nodes and task.id not in state.backlog:
         waits = bool(state.batch_of(task).awaits) or bool(task.not_before)

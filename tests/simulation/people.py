@@ -352,7 +352,7 @@ class People:
             request_id,
             request_id.encode(),
             source,
-            ended=() if is_live else disk.incomplete((task,)),
+            ended=() if is_live else disk.ended_records((task,)),
             live=(task,) if is_live else (),
             earlier=disk.by_request.get((source.owner, request_id)),
         )

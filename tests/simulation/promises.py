@@ -299,7 +299,7 @@ class Promises:
             left = batch.spec.retries - record.retried
             promise(not left, "retries are made", "{} has {} left: {}", record.id, left, record)
         if batch.targets:
-            self._check_target(record, batch.targets[record.index], program)
+            self._check_target(record, batch.targets[batch.position(record.index)], program)
 
     def _check_time_limit(self, record: TaskRecord, program: Program) -> None:
         limit_s = program.launch.spec.time_limit_s

@@ -228,6 +228,29 @@ def test_a_runner_with_a_full_disk_says_so_starts_nothing_and_recovers(
     assert "the disks are well again" in log
 
 
+def test_a_runner_that_starts_on_a_full_disk_takes_work_once_there_is_room(
+    on_disks: tuple[Home, dict[str, Disk]],
+) -> None:
+    home, disks = on_disks
+    home.down()
+    disks["backends"].fail()
+    home.run("kohakud", "up", "--detach")
+    (backend,) = home.json("node", "show", "node1")["inventory"]["backends"]
+    assert not backend["healthy"]
+    assert "No space left on device" in backend["message"]
+    waits = home.kohaku("task", "submit", "-c", "0", "--", "echo", "later")
+    assert home.state(waits) == "queued"
+    runner = home.pid("node1")
+
+    disks["backends"].mend()
+    # Sooner than the next try of its own accord: the disk is looked at every second.
+    assert home.run("kohaku", "task", "wait", waits, "--timeout", "25").code == 0
+    assert home.kohaku("task", "logs", waits) == "later"
+    (backend,) = home.json("node", "show", "node1")["inventory"]["backends"]
+    assert backend["healthy"]
+    assert home.pid("node1") == runner
+
+
 # What the tests ask and do ------------------------------------------------------------------
 
 

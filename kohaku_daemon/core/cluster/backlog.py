@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -36,6 +36,8 @@ from protocol.ids import BatchId, NodeName, TaskId, UserName
 #: Lanes that are asked once every node in service is kept free for somebody: only what may
 #: go past a hold can still be placed, and with many shapes asking all would take too long.
 _DEEPEST_BACKFILL: Final = 256
+#: Seconds after which one more node is kept free for a task that still fits nowhere.
+_WIDEN_S: Final = 1800.0
 
 #: Placements of one pass, some 10 ms of work: whoever waits for something else has a turn
 #: before the next. Only a gang may be more.
@@ -62,8 +64,9 @@ class _Lane:
     line: list[TaskId] = field(default_factory=list)
     #: Of a gang only.
     members: dict[TaskId, Request] = field(default_factory=dict)
-    #: The nodes kept free for the first in line.
+    #: The nodes kept free for the first in line, and since when any was (UTC seconds).
     keeps: list[NodeName] = field(default_factory=list)
+    kept_since: float = 0.0
     #: The backlog's age when the lane last found no room. Since then only nodes where something
     #: became free are worth asking; -1 before it was ever asked.
     asked_at: int = -1
@@ -84,6 +87,20 @@ class _Pass:
     in_service: frozenset[NodeName]
     #: Nodes by suitability for a lane, best first, as far as they have been looked at.
     ranked: dict[_LaneKey, list[tuple[tuple[int, float, str], Site]]] = field(default_factory=dict)
+
+    #: Nodes that had room for a shape when it was first asked about: they only get fuller.
+    able: dict[Request, list[Site]] = field(default_factory=dict)
+
+    def able_for(self, gang: _Lane) -> dict[NodeName, Site]:
+        """Give the nodes that have room for a member of a gang."""
+        found: dict[NodeName, Site] = {}
+        for request in dict.fromkeys(gang.members.values()):
+            able = self.able.get(request)
+            if able is None:
+                asked = candidates(request, self.sites)
+                able = self.able[request] = [site for site in asked if can_take(request, site)]
+            found.update((site.name, site) for site in able)
+        return found
 
     @property
     def all_held(self) -> bool:
@@ -247,10 +264,8 @@ class Backlog:
     def _enter(self, task: TaskId, lane: _Lane) -> None:
         self._waiting[task] = lane
         lane.length += 1
-        waits = self._waits_of.get(lane.owner, 0)
-        if not waits:
-            self._turns.join(lane.owner)
-        self._waits_of[lane.owner] = waits + 1
+        self._turns.join(lane.owner)
+        self._waits_of[lane.owner] = self._waits_of.get(lane.owner, 0) + 1
         self._changed = True
 
     def _leave(self, task: TaskId, lane: _Lane) -> None:
@@ -315,7 +330,7 @@ class Backlog:
             if lane.asked_at == self._age:
                 return []
             members = list(lane.members.items())
-            return seat_gang(members, current.sites, current.held, lane.keeps) or []
+            return seat_gang(members, current.able_for(lane), current.held, lane.keeps) or []
         ranked = current.ranked.get(lane.key)
         if ranked is None:
             asked = self._to_ask(lane, current)
@@ -370,10 +385,12 @@ class Backlog:
     def _keep(self, lane: _Lane, current: _Pass) -> None:
         """Keep nodes free for the first of a lane that fits nowhere."""
         held = current.held
+        if not lane.keeps:
+            lane.kept_since = current.now
         if (
             lane.chosen_at < self._renewed_at
             or any(name in held for name in lane.keeps)
-            or (not lane.keeps and lane.chosen_at < self._age and not current.all_held)
+            or (len(lane.keeps) < self._width(lane, current.now) and lane.chosen_at < self._age)
         ):
             before, lane.keeps = lane.keeps, self._choose_keeps(lane, current)
             if not set(before) <= set(lane.keeps):
@@ -384,19 +401,46 @@ class Backlog:
         for name in lane.keeps:
             held[name] = Hold(name, head, lane.request)
 
+    def _width(self, lane: _Lane, now: float) -> int:
+        """Give how many nodes may be kept for the first of a lane.
+
+        One, and one more for every so long that it did not suffice: what runs on it may never
+        end, while others end all the time. The nodes of a gang are planned as a whole.
+        """
+        if lane.request is None or not lane.keeps:
+            return 1
+        return 1 + max(0, int((now - lane.kept_since) / _WIDEN_S))
+
     def _choose_keeps(self, lane: _Lane, current: _Pass) -> list[NodeName]:
         sites, held = current.sites, current.held
         if lane.request is None:
             members = list(lane.members.items())
-            own = {name: sites[name] for name in lane.keeps if name in sites}
+            own = {name: sites[name] for name in lane.keeps if name in sites and name not in held}
             # The same ones while they will do, as for a single task.
-            if own and plan_gang(members, own, held) is not None:
+            if own and len(own) == len(lane.keeps) and plan_gang(members, own) is not None:
                 return lane.keeps
             return plan_gang(members, sites, held) or []
-        before = lane.keeps[0] if lane.keeps else None
+        if current.all_held:
+            return []
+        kept: list[NodeName] = []
+        for _ in range(self._width(lane, current.now)):
+            before = next((name for name in lane.keeps if name not in kept), None)
+            name = self._choose_one(lane.request, {*held, *kept}, before, sites)
+            if name is None:
+                break
+            kept.append(name)
+        return kept
+
+    def _choose_one(
+        self,
+        request: Request,
+        held: Collection[NodeName],
+        before: NodeName | None,
+        sites: dict[NodeName, Site],
+    ) -> NodeName | None:
         if before is not None and before not in held:
             site = sites.get(before)
-            if site is not None and could_take(lane.request, site):
-                return [before]
-        kept = choose_held(lane.request, candidates(lane.request, sites), held, before)
-        return [] if kept is None else [kept.name]
+            if site is not None and could_take(request, site):
+                return before
+        found = choose_held(request, candidates(request, sites), held, before)
+        return None if found is None else found.name

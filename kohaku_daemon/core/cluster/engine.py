@@ -309,6 +309,9 @@ class ClusterEngine:
     def _join(self, event: JoinAsked) -> None:
         name = parse_node_name(event.node)
         check_labels(event.labels)
+        if name not in self.state.fleet.nodes and self.state.tasks_on(name):
+            # A crash between both stores left them behind when an earlier node was removed.
+            self._give_up(name)
         node, token = self.state.fleet.admit(
             event.token_digest, name, event.credential_digest, dict(event.labels), self._scribe.now
         )
@@ -414,6 +417,9 @@ class ClusterEngine:
             return
         if report.started_at and not task.started_at:
             task.started_at = self._plausible(task, report.started_at)
+            if self._moves.spec_of(task).time_limit_s:
+                # Now its end is known, and what ends before that may go past a hold.
+                self.state.backlog.loosen(node.name)
         self._moves.move(task, after, report.note or _SAID[report.state])
         if back:
             self._scribe.tell("task.back", f"task {task.id} is {after} on {node.name}", task=task)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from kohaku_daemon.core.access.permissions import Actor
-from kohaku_daemon.core.cluster.records import BatchRecord
+from kohaku_daemon.core.cluster.records import BatchRecord, TaskRecord
 from protocol.ids import NodeName, TaskId
 from protocol.messages.runner import AttemptReport
 from protocol.messages.task import SubmitTask
@@ -42,8 +42,8 @@ class RetryAsked:
     request_id: str
     digest: bytes
     source: BatchRecord
-    #: Those named that ended without completing, with their place in the batch.
-    ended: tuple[tuple[TaskId, int], ...]
+    #: Those named that have ended, completed ones too.
+    ended: tuple[TaskRecord, ...]
     #: Those named that have not ended.
     live: tuple[TaskId, ...]
     #: What the store has under the owner of the tasks and this request id.

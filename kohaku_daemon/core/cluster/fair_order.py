@@ -2,9 +2,9 @@
 
 Owners take turns by virtual time (start-time fair queueing: Goyal, Vin and Cheng, 1996). Each
 placed task moves its owner's turn on by what it costs; of those who wait, the owner whose
-turn is earliest goes next. Whoever begins to wait starts at the present turn: nobody saves
-turns up by waiting for nothing. So a thousand tasks of one person delay one task of
-another by a few tasks, and nobody is ever passed over for ever.
+turn is earliest goes next. Whoever begins to wait for something starts at the present turn:
+nobody saves turns up, not even by waiting for what cannot be had. So a thousand tasks of one
+person delay one task of another by a few tasks, and nobody is ever passed over for ever.
 
 Knows: turns and costs. They live in memory only: a restart of the host deals them anew.
 Does not know: tasks, nodes, priorities.
@@ -40,7 +40,7 @@ class FairOrder:
         self._present = 0.0
 
     def join(self, owner: UserName) -> None:
-        """Note that an owner who did not wait begins to."""
+        """Note that an owner waits for something more: turns that were not used are lost."""
         self._turns[owner] = max(self._turns.get(owner, 0.0), self._present)
 
     def leave(self, owner: UserName) -> None:

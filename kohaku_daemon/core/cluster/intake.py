@@ -19,13 +19,13 @@ from kohaku_daemon.core.cluster.moves import Moves
 from kohaku_daemon.core.cluster.records import BatchRecord, TaskRecord
 from kohaku_daemon.core.cluster.scribe import Scribe
 from kohaku_daemon.core.cluster.state import ClusterState, LiveBatch, live_batch
-from kohaku_daemon.core.placement.gang import plan_gang
+from kohaku_daemon.core.placement.gang import fits_ever
 from kohaku_daemon.core.placement.place import Site, candidates, could_ever, verdict
 from kohaku_daemon.core.task.validation import batch_size, check_request_id, check_submission
-from protocol.errors import Conflict, Forbidden, NoFit, NotFound
+from protocol.errors import Conflict, Forbidden, NoFit, NotFound, Unavailable
 from protocol.ids import BatchId, NodeName, TaskId, UserName
 from protocol.messages.task import Retried, Submitted
-from protocol.models.task import Change, TaskState
+from protocol.models.task import Cause, Change, TaskState
 from protocol.snowflake import SnowflakeSource
 
 #: Nodes whose reasons a refusal names: an error has to stay small.
@@ -93,13 +93,9 @@ class Intake:
         if earlier is not None:
             self._scribe.add(Answer(Retried(earlier)))
             return
-        if source.gang and len(event.ended) < source.count:
-            raise Conflict(
-                f"batch {source.id} is a gang, which is tried again as a whole or not at all",
-                hint=f"once all of it has ended: kohaku task retry {source.id}",
-            )
+        again = self._choose_ended(event)
         lost = self._find_lost(event.live)
-        submitted = self._make_again(event) if event.ended else None
+        submitted = self._make_again(event, again) if again else None
         for task in lost:
             by = event.actor.user
             self._moves.requeue_lost(task, f"{by} asked for another attempt", by)
@@ -107,6 +103,29 @@ class Intake:
             raise Conflict(self._say_nothing_to_retry(event))
         requeued = tuple(task.id for task in lost[:_MOST_REQUEUED])
         self._scribe.add(Answer(Retried(submitted, requeued)))
+
+    def _choose_ended(self, event: RetryAsked) -> list[TaskRecord]:
+        """Choose what is made anew: what did not complete, or all of a gang if any of it did not.
+
+        Raises:
+            Conflict: That cannot be tried again like this.
+        """
+        source = event.source
+        bad = [task for task in event.ended if task.state is not TaskState.COMPLETED]
+        for task in bad:
+            if task.exit is not None and task.exit.cause is Cause.DEPENDENCY:
+                raise Conflict(
+                    f"task {task.id} never began, because what it had to wait for did not complete",
+                    hint="try that again, then submit this again with --after the new id",
+                )
+        if not source.gang or not bad:
+            return bad
+        if len(event.ended) < source.count:
+            raise Conflict(
+                f"batch {source.id} is a gang, which is tried again as a whole or not at all",
+                hint=f"once all of it has ended: kohaku task retry {source.id}",
+            )
+        return list(event.ended)
 
     def _find_earlier(
         self, owner: UserName, request_id: str, digest: bytes, stored: BatchRecord | None
@@ -168,6 +187,11 @@ class Intake:
             state = event.known.get(name)
             if batch is not None and batch.failed:
                 state = TaskState.FAILED
+            if batch is None and state is not None and not state.is_final:
+                raise Unavailable(
+                    f"after: task {name} has just ended, and how is not stored yet",
+                    hint="try again in a moment",
+                )
             if state is None and batch is None:
                 raise NotFound(
                     f"after: there is no task or batch {name}", hint="see: kohaku task list"
@@ -175,7 +199,7 @@ class Intake:
             if state is not None and state.is_final and state is not TaskState.COMPLETED:
                 raise Conflict(
                     f"after: {name} did not complete ({state}), so nothing can wait for that",
-                    hint=f"try it again first: kohaku task retry {name}",
+                    hint=f"try it again, and wait for the new one: kohaku task retry {name}",
                 )
             if batch is not None and batch.live:
                 awaits.add(name)
@@ -185,22 +209,27 @@ class Intake:
         held = (self._state.tasks.get(task) for task in tasks)
         return [task for task in held if task is not None and task.state is TaskState.LOST]
 
-    def _make_again(self, event: RetryAsked) -> Submitted:
+    def _make_again(self, event: RetryAsked, again: list[TaskRecord]) -> Submitted:
         source = event.source
-        ended = sorted(event.ended, key=lambda one: one[1])
+        again.sort(key=lambda task: task.index)
+        spots = [source.position(task.index) for task in again]
+        targets = tuple(source.targets[spot] for spot in spots) if source.targets else ()
+        for target in targets:
+            self._state.fleet.find(target.node)
         batch = replace(
             source,
             id=self._new_batch_id(),
             request_id=event.request_id,
             digest=event.digest,
-            runs=tuple(self._ids.take(len(ended), self._scribe.now)),
-            places=tuple(place for _, place in ended),
+            targets=targets,
+            rows=tuple(source.rows[spot] for spot in spots) if source.rows else (),
+            runs=tuple(self._ids.take(len(again), self._scribe.now)),
+            places=tuple(task.index for task in again),
             created_at=self._scribe.now,
             after=(),
         )
-        live = live_batch(batch)
         cause = f"tries tasks of batch {source.id} again"
-        self._make(live, event.actor.user, cause, [task for task, _ in ended])
+        self._make(live_batch(batch), event.actor.user, cause, [task.id for task in again])
         return Submitted(batch.id, batch.runs)
 
     def _say_nothing_to_retry(self, event: RetryAsked) -> str:
@@ -236,10 +265,11 @@ def _refuse_hopeless(batch: LiveBatch, sites: dict[NodeName, Site]) -> None:
 
 
 def _refuse_hopeless_gang(batch: LiveBatch, sites: dict[NodeName, Site]) -> None:
-    if not sites or any(site.closed or not site.books.inventory.cores for site in sites.values()):
-        return  # who is away may bring what is missing
-    members = [(TaskId(n), batch.request(n)) for n in range(batch.record.size)]
-    if plan_gang(members, sites) is None:
+    if not sites or any(not site.books.inventory.cores for site in sites.values()):
+        return  # one that never registered may bring what is missing
+    places = batch.record.places or range(batch.record.size)
+    members = [(TaskId(place), batch.request(place)) for place in places]
+    if not fits_ever(members, sites):
         raise NoFit(
             f"the {len(members)} tasks of this gang do not fit together, even on idle nodes",
             hint="ask for less, or leave out --gang to let them begin one by one",

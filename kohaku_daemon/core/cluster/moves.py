@@ -65,6 +65,7 @@ class Moves:
         self._state.fleet.nodes[node].site.books.enter(task.id, claim)
         task.node = node
         task.claim = claim
+        task.reason = ""
         task.attempt = max(task.attempt, task.doubted) + 1
         self._state.tasks_on(node)[task.id] = task
         self.move(task, advance(task.state, TaskEvent.PLACED), "placed")
@@ -75,8 +76,8 @@ class Moves:
         """Order the present attempt of a task."""
         batch = self._state.batch_of(task).record
         spec = batch.spec
-        if batch.rows:
-            spec = replace(spec, env={**spec.env, **batch.rows[task.index]})
+        if row := batch.row(task.index):
+            spec = replace(spec, env={**spec.env, **row})
         order = OrderStart(
             task=task.id,
             attempt=task.attempt,
@@ -221,6 +222,8 @@ class Moves:
                     state.enqueue_batch(freed, self._scribe.now)
             return
         why = f"task {task.id}, which it had to wait for, {task.reason}"
+        if task.exit is not None and task.exit.cause is Cause.DEPENDENCY:
+            why = task.exit.message  # the first of the chain says it for all
         for name in (task.id, batch.record.id):
             for fallen in state.abandon(name):
                 self._bring_down(fallen, Exit(Cause.DEPENDENCY, message=why))

@@ -7,6 +7,7 @@ Does not know: files, SQL, who may read what.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import msgspec
@@ -39,8 +40,17 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     after: tuple[TaskId, ...] = ()
     gang: bool = False
     #: Of a batch made by a retry: the place of each task in the batch it was made from, whose
-    #: size, targets and rows this one has. Empty for all places in order.
+    #: ``size`` it keeps, in order; ``targets`` and ``rows`` are those of these tasks. Empty for
+    #: all places.
     places: tuple[int, ...] = ()
+
+    def position(self, index: int) -> int:
+        """Give where the target and the row of the task at a place are."""
+        return bisect_left(self.places, index) if self.places else index
+
+    def row(self, index: int) -> dict[str, str]:
+        """Give the variables that the task at a place has of its own."""
+        return self.rows[self.position(index)] if self.rows else {}
 
     @property
     def count(self) -> int:

@@ -44,11 +44,7 @@ class LiveBatch:
 
     def request(self, index: int) -> Request:
         """Give the shape of one of its tasks."""
-        return self.requests[index if len(self.requests) > 1 else 0]
-
-    def target(self, index: int) -> Target | None:
-        """Give where one of its tasks was sent, if anywhere."""
-        return self.record.targets[index] if self.record.targets else None
+        return self.requests[self.record.position(index) if len(self.requests) > 1 else 0]
 
 
 def live_batch(record: BatchRecord, awaits: Iterable[int] = ()) -> LiveBatch:

@@ -28,7 +28,7 @@ _MOST_AWAITED: Final = 10
 
 def view_task(task: TaskRecord, batch: BatchRecord, *, history: bool = False) -> Task:
     """Show a task as its owner sees it."""
-    row = batch.rows[task.index] if batch.rows else {}
+    row = batch.row(task.index)
     spec = replace(batch.spec, env={**batch.spec.env, **row}) if row else batch.spec
     return Task(
         id=task.id,
@@ -38,7 +38,7 @@ def view_task(task: TaskRecord, batch: BatchRecord, *, history: bool = False) ->
         owner=task.owner,
         state=task.state,
         spec=spec,
-        target=batch.targets[task.index] if batch.targets else None,
+        target=batch.targets[batch.position(task.index)] if batch.targets else None,
         node=task.node,
         claim=task.claim,
         attempt=task.attempt,
@@ -255,7 +255,7 @@ def view_status(
             for node in nodes
             if node.is_online
         ),
-        claimed=_sum(node.site.books.claimed() for node in nodes),
+        claimed=_sum(node.site.books.claimed() for node in nodes if node.is_online),
         problems=tuple(_problems(state)),
     )
 

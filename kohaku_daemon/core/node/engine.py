@@ -49,7 +49,6 @@ from kohaku_daemon.core.workload import Found, Handle, Launch
 from protocol.ids import BatchId, TaskId
 from protocol.messages.runner import AttemptReport, AttemptState
 from protocol.models.task import Cause, Exit, TaskSpec
-from protocol.units import render_duration
 
 #: Settled launches that are still refused if ordered again. The link keeps orders in
 #: sequence and a new link ends the old one, so only the newest could ever be repeated, or
@@ -371,8 +370,10 @@ class NodeEngine:
 
 
 def _name_limit(record: LaunchRecord, exit_: Exit) -> Exit:
-    """Say of a launch that was ended for its time limit that this is why."""
+    """Say of a launch that was ended for its time limit that this is why.
+
+    The cause says it all: which limit is in the spec, and what the backend had to say stays.
+    """
     if not record.timed_out or exit_.cause not in _BY_ITSELF:
         return exit_
-    limit = render_duration(record.launch.spec.time_limit_s)
-    return replace(exit_, cause=Cause.TIME_LIMIT, message=f"it reached its time limit of {limit}")
+    return replace(exit_, cause=Cause.TIME_LIMIT)

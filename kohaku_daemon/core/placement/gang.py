@@ -12,7 +12,7 @@ import msgspec
 
 from kohaku_daemon.core.placement.books import Books
 from kohaku_daemon.core.placement.choose import choose_claim, fits
-from kohaku_daemon.core.placement.place import Site, can_take, candidates, could_take
+from kohaku_daemon.core.placement.place import Site, can_take, candidates, could_ever, could_take
 from kohaku_daemon.core.placement.request import Request
 from protocol.ids import NodeName, TaskId
 from protocol.models.task import Claim
@@ -55,6 +55,11 @@ def plan_gang(
     return None if seats is None else list(dict.fromkeys(seat.node for seat in seats))
 
 
+def fits_ever(members: Sequence[Member], sites: dict[NodeName, Site]) -> bool:
+    """Say whether a gang would fit if all nodes were idle, whole and in service."""
+    return _fill(members, sites, (), could_ever, lambda site: site.books.emptied()) is not None
+
+
 def _fill(
     members: Sequence[Member],
     sites: dict[NodeName, Site],
@@ -67,7 +72,8 @@ def _fill(
     try:
         for request, tasks in _by_request(members).items():
             waiting = tasks[::-1]
-            for site in _emptiest_first(request, sites, held, takes, books_of):
+            used = {seat.node for seat in seats}
+            for site in _emptiest_first(request, sites, held, takes, books_of, used):
                 books = books_of(site)
                 while waiting and fits(request, books):
                     seat = Seat(waiting.pop(), site.name, choose_claim(request, books))
@@ -85,11 +91,16 @@ def _fill(
 
 
 def _by_request(members: Sequence[Member]) -> dict[Request, list[TaskId]]:
-    """Gather members by shape: the most demanding, which find the fewest seats, choose first."""
+    """Gather members by shape: those that find the fewest seats choose first."""
     shapes: dict[Request, list[TaskId]] = {}
     for task, request in members:
         shapes.setdefault(request, []).append(task)
-    order = sorted(shapes, key=lambda r: (not r.node, -r.gpus, -r.cores, -r.memory))
+    order = sorted(
+        shapes,
+        key=lambda r: (
+            not r.gpu_indices, r.numa is None, not r.node, -r.gpus, -r.cores, -r.memory,
+        ),
+    )  # fmt: skip
     return {request: shapes[request] for request in order}
 
 
@@ -99,15 +110,24 @@ def _emptiest_first(
     held: Collection[NodeName],
     takes: Callable[[Request, Site], bool],
     books_of: Callable[[Site], Books],
+    used: Collection[NodeName],
 ) -> list[Site]:
+    """Give the sites that take a request: those in use by this gang first, then the emptiest."""
     able = [
         site
         for site in candidates(request, sites)
         if site.name not in held and takes(request, site)
     ]
 
-    def emptiness(site: Site) -> tuple[int, int, int, str]:
+    def emptiness(site: Site) -> tuple[bool, int, int, int, str]:
         books = books_of(site)
-        return -len(books.free_gpus), -len(books.free_cores), -books.free_memory, site.name
+        in_use = site.name in used
+        return (
+            not in_use,
+            -len(books.free_gpus),
+            -len(books.free_cores),
+            -books.free_memory,
+            site.name,
+        )
 
     return sorted(able, key=emptiness)

@@ -128,11 +128,11 @@ def _check_spec(spec: TaskSpec) -> None:
     if spec.priority not in _PRIORITIES:
         raise BadRequest(f"priority must be -1000 to 1000, not {spec.priority}")
     if not 0 <= spec.grace_s <= 3600:
-        raise BadRequest(f"grace must be 0 to 3600 seconds, not {spec.grace_s:g}")
-
+        raise BadRequest(f"grace must be 0 to 3600 seconds, not {_plain(spec.grace_s)}")
     if not (spec.time_limit_s == 0 or 1 <= spec.time_limit_s <= _LONGEST_TIME_LIMIT_S):
+        limit = _plain(spec.time_limit_s)
         raise BadRequest(
-            f"time limit must be 1 second to 10 years, or 0 for none, not {spec.time_limit_s:g} s",
+            f"time limit must be 1 second to 10 years, or 0 for none, not {limit} s",
             hint="times take s, m, h, d: --time-limit 90m",
         )
     if not 0 <= spec.retries <= _MOST_RETRIES:
@@ -192,6 +192,11 @@ def _check_variables(field: str, env: Mapping[str, str]) -> None:
             raise BadRequest(f"{field}: {key} is set by the cluster", hint="choose another name")
         if "\0" in value:
             raise BadRequest(f"{field}: the value of {key} contains a NUL character")
+
+
+def _plain(number: float) -> str:
+    """Write a number as people do: 8553600, where ``g`` would write 8.5536e+06."""
+    return f"{number:.15g}"
 
 
 def _size_of_env(env: Mapping[str, str]) -> int:

@@ -9,7 +9,7 @@ from typing import Final, cast
 import msgspec
 from msgspec.structs import replace
 
-from kohaku_daemon.core.access.permissions import may_see_contents
+from kohaku_daemon.core.access.permissions import may_see_contents, may_steer
 from kohaku_daemon.core.cluster.events import RetryAsked, SteerAsked, SubmitAsked, Verb
 from kohaku_daemon.core.cluster.records import BatchRecord
 from kohaku_daemon.core.cluster.views import describe, explain_task, redact_task, view_task
@@ -48,6 +48,8 @@ from protocol.models.task import Explanation, TaskState
 _LARGEST_PAGE: Final = 500
 _MOST_NAMES: Final = 1000
 _LONGEST_HOLD_S: Final = 60.0
+#: How often what has just ended is looked up again, until the store knows of its end.
+_LOOKS: Final = 5
 
 
 async def submit(call: Call, params: SubmitTask) -> Submitted:
@@ -72,9 +74,11 @@ async def retry(call: Call, params: RetryTask) -> Retried:
     else:
         task = await stored_task(parts, cast("TaskId", params.task))
         source = batch_records(parts, [task.batch])[task.batch]
+    if not may_steer(call.actor, source.owner):
+        raise Forbidden(f"the tasks of batch {source.id} belong to somebody else")
     await parts.loop.settled()
     ids = (params.task,) if params.task is not None else tuple(_ids_of(source))
-    ended = parts.store.incomplete(ids)
+    ended = parts.store.ended(ids)
     request_key = (source.owner, params.request_id)
     held = request_key in parts.state.by_request
     asked = RetryAsked(
@@ -82,7 +86,7 @@ async def retry(call: Call, params: RetryTask) -> Retried:
         params.request_id,
         _digest(params),
         source,
-        ended=tuple((task, index) for task, index in ended if task not in parts.state.tasks),
+        ended=tuple(ended),
         live=tuple(task for task in ids if task in parts.state.tasks),
         earlier=None if held else parts.store.by_request(*request_key),
     )
@@ -101,14 +105,17 @@ async def _known_states(parts: Parts, after: tuple[int, ...]) -> dict[int, TaskS
     What is live in memory is left out. What ended a moment ago is waited for to be stored.
     """
     known: dict[int, TaskState] = {}
-    for name in after:
-        while name not in parts.state.tasks:
-            await parts.loop.settled()
-            state = parts.store.standing(name)
-            if state is not None:
-                known[name] = state
-            if state is None or state.is_final or BatchId(name) in parts.state.batches:
-                break
+    for _ in range(_LOOKS if after else 0):
+        await parts.loop.settled()
+        # From here to the engine nothing is waited for, so nothing ends in between.
+        ended = [name for name in dict.fromkeys(after) if name not in parts.state.tasks]
+        found = {name: parts.store.standing(name) for name in ended}
+        known = {name: state for name, state in found.items() if state is not None}
+        if not any(
+            not state.is_final and BatchId(name) not in parts.state.batches
+            for name, state in known.items()
+        ):
+            break
     return known
 
 
@@ -171,6 +178,8 @@ async def wait(call: Call, params: WaitTasks) -> WaitResult:
         left = await parts.waiting.wait_batch(params.batch, live, hold_s)
     if not left:
         await parts.loop.settled()
+        if parts.loop.trouble:  # it began meanwhile: what is over is not stored, ask again
+            left = sum(_is_awaited(parts, task) for task in ids)
     return WaitResult(done=not left, left=left)
 
 
@@ -252,4 +261,10 @@ async def _check_known(parts: Parts, tasks: list[TaskId]) -> None:
 
 def _is_awaited(parts: Parts, task: TaskId) -> bool:
     live = parts.state.tasks.get(task)
-    return live is not None and not live.state.is_over
+    if live is not None and not live.state.is_over:
+        return True
+    if not parts.loop.trouble:
+        return False
+    # An end that the disk has not taken is none: a crash would undo it.
+    stored = parts.store.task(task)
+    return stored is not None and not stored.state.is_over

@@ -18,11 +18,19 @@ from protocol.client import Cluster, connect
 from protocol.connection import Connection, DataStream
 from protocol.errors import Forbidden, NotFound, Unauthenticated, Unavailable
 from protocol.framing import MAX_CHUNK, decode_value
-from protocol.ids import TaskId
+from protocol.ids import NodeName, TaskId
+from protocol.messages.node import OneNode
 from protocol.messages.runner import OrderStream
 from protocol.messages.stream import LogChunk, LogEnd, LogItem, OpenLogs, Source, Ticket
 from protocol.messages.task import OneTask, SteerTasks, SubmitTask
-from protocol.methods import TASK_EXPLAIN, TASK_KILL, TASK_LOGS, TASK_SHOW, TASK_SUBMIT
+from protocol.methods import (
+    NODE_DRAIN,
+    TASK_EXPLAIN,
+    TASK_KILL,
+    TASK_LOGS,
+    TASK_SHOW,
+    TASK_SUBMIT,
+)
 from protocol.models.access import Role
 from protocol.models.task import TaskSpec
 from protocol.session import CloseCode
@@ -134,6 +142,26 @@ async def test_a_task_that_never_ran_has_no_output_for_those_who_followed_it(
         async with reading(admin, task, follow=True) as data:
             await admin.call(TASK_KILL, SteerTasks(tasks=(task,)))
             assert await asyncio.wait_for(items_of(data), 5) == [LogEnd(0, 0)]
+
+
+async def test_who_follows_an_attempt_that_is_over_does_not_wait_for_the_next(
+    host: RunningHost,
+) -> None:
+    async with await host.connect() as admin, linked_runner(host) as runner:
+        task = await submit(admin, retries=1)
+        launch = await runner.start()
+        await runner.run(launch)
+        # So that there is no next one while this looks.
+        await admin.call(NODE_DRAIN, OneNode(NodeName("n1")))
+        await runner.end(launch, code=1)
+        shown = (await admin.call(TASK_SHOW, OneTask(task))).task
+        assert (shown.state, shown.attempt) == ("queued", 1)
+        async with reading(admin, task, follow=True, attempt=1) as data:
+            order = await stream_order(runner)
+            assert order.attempt == 1
+            async with runner.dial_back(order) as socket:
+                await send(socket, LogChunk(Source.STDOUT, 0, b"hello"), LogEnd(5, 0))
+            assert await items_of(data) == [LogChunk(Source.STDOUT, 0, b"hello"), LogEnd(5, 0)]
 
 
 async def test_a_node_that_is_away_and_a_runner_that_does_not_dial_are_told(

@@ -72,6 +72,7 @@ def test_a_hint_fits_what_is_wrong(method: Method[Any, Any], words: list[str], h
     ("words", "told"),
     [
         (["task.shw"], "did you mean task.show?"),
+        (["task.get"], "there are: "),
         (["runner.join"], "for runners only"),
         (["task.show", "tsk=1"], "task"),
         (["task.list", "nodee=a"], "did you mean node?"),

@@ -227,7 +227,7 @@ def test_status_puts_the_cluster_on_a_page(host: ScriptedHost, kohaku: Kohaku) -
         started_at=0.0,
         nodes={"online": 2, "offline": 1},
         draining=1,
-        tasks={"running": 2, "queued": 10},
+        tasks={"running": 2, "queued": 10, "failed": 3, "completed": 4},
         capacity=Claimed(cores=48, memory=64 * 2**30),
         claimed=Claimed(cores=12, memory=2**30),
         problems=("node3 is offline",),
@@ -235,7 +235,8 @@ def test_status_puts_the_cluster_on_a_page(host: ScriptedHost, kohaku: Kohaku) -
     host.answer(STATUS, status)
     out = kohaku("status").out
     assert "nodes    2 online, 1 offline, 1 draining" in out
-    assert "tasks    2 running, 10 queued" in out
+    assert "tasks    2 running, 10 queued\n" in out
+    assert "ended    3 failed, 4 completed in the last hour\n" in out
     assert "cores    12 of 48 claimed" in out
     assert "gpus" not in out
     assert out.splitlines()[0] == "problem  node3 is offline"
@@ -255,6 +256,17 @@ def test_nodes_are_listed_and_shown(host: ScriptedHost, kohaku: Kohaku) -> None:
     assert "A100, 40 GiB, 80 % busy, 1 GiB used" in out
     assert "default, isolation namespaces" in out
     assert json.loads(kohaku("node", "show", "node1", "--json").out)["name"] == "node1"
+
+
+def test_a_node_that_is_there_but_takes_nothing_does_not_look_well(
+    host: ScriptedHost, kohaku: Kohaku
+) -> None:
+    readings = Readings(troubles=("its disk is full",))
+    node = Node(name=NodeName("node1"), state=NodeState.ONLINE, readings=readings)
+    host.answer(NODE_LIST, NodeList((node,)))
+    host.answer(NODE_SHOW, NodeResult(node))
+    assert "online, in trouble" in kohaku("node", "list").out
+    assert "problem  its disk is full\n" in kohaku("node", "show", "node1").out
 
 
 def test_batches_are_listed_and_shown(host: ScriptedHost, kohaku: Kohaku) -> None:

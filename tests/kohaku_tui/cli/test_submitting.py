@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kohaku_tui.cli.submission import Wish, make_request, read_rows, read_variables
-from protocol.errors import BadRequest
+from protocol.errors import BadRequest, NotFound
 from protocol.ids import BatchId
-from protocol.messages.stream import LogChunk, LogEnd, Source
-from protocol.messages.task import Submitted, TaskPage
-from protocol.methods import TASK_LIST, TASK_SUBMIT
+from protocol.messages.stream import LogChunk, LogEnd, OpenLogs, Source, Ticket
+from protocol.messages.task import Submitted, TaskPage, TaskResult
+from protocol.methods import TASK_LIST, TASK_LOGS, TASK_SHOW, TASK_SUBMIT
 from protocol.models.target import Target
-from protocol.models.task import Cause, Exit, TaskSpec, TaskState
+from protocol.models.task import Cause, Change, Exit, TaskSpec, TaskState
 from tests.kohaku_tui.cli.conftest import Kohaku
-from tests.kohaku_tui.cli.scripted_host import ScriptedHost, a_task
+from tests.kohaku_tui.cli.scripted_host import LOGS_PATH, ScriptedHost, a_task
 
 BIG = 2**60
 
@@ -85,6 +86,12 @@ def test_what_follows_the_command_is_never_ours(host: ScriptedHost, kohaku: Koha
         ({"memory": "999999999999T"}, "-m 999999999999T is too large"),
         ({"cores": 10**20}, "-c 10+ is too large"),
         ({"priority": -(10**20)}, "--priority -10+ is too large"),
+        ({"time_limit": ""}, "--time-limit is empty"),
+        ({"time_limit": " "}, "--time-limit is empty"),
+        ({"time_limit": "0"}, "--time-limit 0 leaves no time"),
+        ({"time_limit": "0.0h"}, "--time-limit 0.0h leaves no time"),
+        ({"grace": ""}, "--grace is empty"),
+        ({"memory": ""}, "-m is empty"),
         ({"request_id": ""}, "--request-id ''"),
         ({"request_id": "x" * 65}, "--request-id"),
     ],
@@ -161,10 +168,75 @@ def test_follow_gives_output_and_status_of_the_task(host: ScriptedHost, kohaku: 
     assert (ran.status, ran.out, ran.err) == (3, "out\n", "1\nerr\n")
 
 
+def placed(*attempts: int) -> tuple[Change, ...]:
+    """Give the history of a task that was placed so often."""
+    return tuple(
+        Change(at=1.0, state=TaskState.ASSIGNED, attempt=attempt, node="n1") for attempt in attempts
+    )
+
+
+@pytest.mark.parametrize(
+    ("end", "attempts"),
+    [
+        ({"attempt": 1, "history": placed(1)}, [1]),
+        ({"attempt": 2, "history": placed(1, 2)}, [1, 2]),
+        ({"attempt": 4, "history": placed(1, 2, 3, 4)}, [1, 2, 3, 4]),
+        ({"attempt": 1002, "history": placed(1, 2, 1002)}, [1, 2, 1002]),
+        ({"attempt": 3, "history": placed(1, 2, 3), "started_at": 0.0}, [1, 2, 3]),
+        ({"attempt": 3, "history": placed(1, 2, 3), "started_at": 0.0, "node": "n1"}, [1, 2]),
+    ],
+    ids=[
+        "ended while it was followed",
+        "ended at the next",
+        "missed two",
+        "missed one before a restore",
+        "ended while it waited for a fourth",
+        "the third did not begin",
+    ],
+)
+def test_the_attempts_that_were_made_are_followed_and_no_other(
+    host: ScriptedHost, kohaku: Kohaku, end: dict[str, Any], attempts: list[int]
+) -> None:
+    spec = TaskSpec(command=("x",), retries=9)
+    over = {"state": TaskState.FAILED, "exit": Exit(Cause.EXITED, 3), **end}
+
+    def show(asked: object) -> TaskResult:
+        return host.show(a_task(1, spec=spec, **(over if host.asked(TASK_LOGS) else {})))
+
+    host.answer(TASK_SUBMIT, Submitted(BatchId(1), ((1, 1),)))
+    host.answer(TASK_SHOW, show)
+    host.logs = [LogChunk(Source.STDOUT, 0, b"out\n"), LogEnd(4, 0)]
+    ran = kohaku("task", "submit", "--follow", "--", "x")
+    assert [asked.attempt for asked in host.asked(TASK_LOGS)] == attempts
+    assert (ran.status, ran.out) == (3, "out\n" * len(attempts))
+    assert ran.err == "1\n" + "".join(f"task 1: attempt {number}\n" for number in attempts[1:])
+
+
+def test_an_attempt_that_is_not_known_does_not_end_following(
+    host: ScriptedHost, kohaku: Kohaku
+) -> None:
+    def answer(asked: OpenLogs) -> Ticket:
+        if asked.attempt == 1:
+            raise NotFound("task 1 has no attempt 1")
+        return Ticket("t", LOGS_PATH, 0.0)
+
+    host.answer(TASK_SUBMIT, Submitted(BatchId(1), ((1, 1),)))
+    end = Exit(Cause.EXITED, 0)
+    host.tasks[1] = a_task(1, state=TaskState.COMPLETED, exit=end, attempt=2, history=placed(1, 2))
+    host.answer(TASK_LOGS, answer)
+    host.logs = [LogChunk(Source.STDOUT, 0, b"out\n"), LogEnd(4, 0)]
+    ran = kohaku("task", "submit", "--follow", "--", "x")
+    assert (ran.status, ran.out) == (0, "out\n")
+
+
 @pytest.mark.parametrize(
     ("option", "words"),
     [
         ("--array", ["submit", "--array", "0", "x"]),
+        ("--time-limit is empty", ["submit", "--time-limit", "", "x"]),
+        ("--time-limit 0", ["submit", "--time-limit", "0", "x"]),
+        ("--grace is empty", ["submit", "--grace=", "x"]),
+        ("-m is empty", ["submit", "-m", "", "x"]),
         ("--request-id", ["submit", "--request-id", "", "x"]),
         ("--tail", ["logs", "7", "--tail", "0"]),
         ("--tail", ["logs", "7", "--tail", str(2**64)]),
@@ -185,3 +257,12 @@ def test_timeout_needs_something_to_wait_for(host: ScriptedHost, kohaku: Kohaku)
     assert ran.status == 2
     assert "--wait or --follow" in ran.err
     assert host.calls == []
+
+
+@pytest.mark.parametrize(("flag", "text"), [("--cores", "1.5"), ("--priority", "high")])
+def test_text_where_a_number_belongs_is_told_in_plain_words(
+    kohaku: Kohaku, flag: str, text: str
+) -> None:
+    ran = kohaku("task", "submit", flag, text, "--", "true")
+    assert ran.status == 2
+    assert f"'{text}' is not a whole number." in ran.err

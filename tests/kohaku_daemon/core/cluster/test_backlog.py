@@ -5,7 +5,7 @@ import math
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -423,7 +423,9 @@ class Against(RuleBasedStateMachine):
 
 
 TestAgainstTheRule = Against.TestCase
-TestAgainstTheRule.settings = settings(max_examples=200, stateful_step_count=20, deadline=None)
+TestAgainstTheRule.settings = settings(
+    max_examples=200, stateful_step_count=20, deadline=None, phases=[Phase.generate, Phase.shrink]
+)
 
 
 @settings(max_examples=60, deadline=None)

@@ -4,11 +4,19 @@ from typing import Any
 
 import pytest
 
-from kohaku_daemon.core.cluster.events import RemoveAsked, Ticked
+from kohaku_daemon.core.cluster.events import (
+    RemoveAsked,
+    RunnerBeat,
+    RunnerGone,
+    RunnerReported,
+    Ticked,
+)
 from kohaku_daemon.core.cluster.views import explain_task
-from protocol.errors import BadRequest, Conflict, NoFit, NotFound
+from protocol.errors import BadRequest, Conflict, NoFit, NotFound, Unavailable
+from protocol.ids import NodeName
 from protocol.messages.runner import AttemptState
 from protocol.models.access import Role
+from protocol.models.node import Readings
 from protocol.models.task import Cause, Exit, TaskState
 from tests.support.builders import a_cluster, a_node, a_spec, a_submission, a_user, an_inventory
 from tests.support.playbook import Playbook
@@ -81,7 +89,7 @@ def test_what_waits_for_a_task_that_does_not_complete_fails_all_the_way_down(
     assert play.task(3).reason.startswith(
         f"never began: task {play.id(1)}, which it had to wait for, "
     )
-    assert str(play.id(3)) in play.task(5).reason
+    assert str(play.id(1)) in play.task(5).reason
     assert play.engine.state.dependents == {}
 
 
@@ -242,3 +250,72 @@ def test_removing_a_node_ends_a_gang_that_had_not_begun_there(two: Playbook) -> 
     assert two.states()[0] == "killed"
     assert two.task(2).kill_asked_by == "the cluster"
     two.tell(Ticked())
+
+
+def test_the_first_of_a_chain_says_why_the_last_never_began(play: Playbook) -> None:
+    submit(play, "request-1")
+    for number in range(1, 50):
+        submit(play, f"request-{number + 1}", after=(play.id(number),))
+    play.kill(1)
+    assert play.task(50).reason == (
+        f"never began: task {play.id(1)}, which it had to wait for, "
+        "killed by ada: it was still waiting"
+    )
+
+
+def test_what_has_just_ended_is_not_called_unknown(play: Playbook) -> None:
+    event = a_submission(request_id="request-2", after=(9,))
+    known = {9: TaskState.RUNNING}
+    play.tell(type(event)(event.actor, event.request, event.digest, None, known))
+    assert isinstance(play.refusal, Unavailable)
+
+
+def test_a_short_task_goes_past_a_hold_once_the_end_of_what_is_in_its_way_is_known() -> None:
+    play = Playbook(a_cluster([a_node("n1", an_inventory(4))]))
+    play.tell(a_submission(a_spec(cores=3, time_limit_s=3600), request_id="request-1"))
+    play.place()
+    play.tell(a_submission(a_spec(cores=4), request_id="request-2"))
+    play.tell(a_submission(a_spec(cores=1, time_limit_s=60), request_id="request-3"))
+    assert play.place() == []
+    play.hear(1, RUNNING)
+    assert play.place() == ["n1: start #3/1"]
+
+
+def test_named_gpus_and_numa_nodes_of_a_gang_are_seated_first() -> None:
+    play = Playbook(a_cluster([a_node("n1", an_inventory(4, gpus=2))]))
+    spec = a_spec(gpus=1)
+    play.tell(a_submission(spec, targets=["n1", "n1::0"], gang=True))
+    assert len(play.place()) == 2
+
+
+def test_a_gang_waits_for_what_is_only_out_of_service(two: Playbook) -> None:
+    fault = Readings(gpus=())
+    two.tell(RunnerBeat(NodeName("n1"), fault))
+    two.tell(RunnerGone(NodeName("n2"), "the link broke"))
+    submit(two, "request-1", cores=4, array=2, gang=True)
+    assert two.place() == []
+
+
+def test_after_some_time_more_nodes_are_kept_for_what_still_fits_nowhere(two: Playbook) -> None:
+    """What runs on the one kept node never ends; others on the other node end all the time."""
+    for node in ("n1", "n2"):
+        play_at(two, node, f"endless-{node}")
+    two.tell(a_submission(a_spec(cores=4), request_id="request-big"))
+    two.place()
+    big = max(two.kept.tasks)
+    for step in range(200):
+        running = [t for t in two.kept.tasks.values() if t.node == "n2" and not t.state.is_final]
+        play_at(two, "n2", f"small-{step:05}")
+        for task in running:
+            done = two.report(task.id, ENDED, exit_=DONE)
+            two.now += 60.0
+            two.tell(RunnerReported(NodeName("n2"), (done,)))
+        two.place()
+        if two.kept.tasks[big].state is not TaskState.QUEUED:
+            return
+    raise AssertionError("it was passed over for more than three hours")
+
+
+def play_at(play: Playbook, node: str, request_id: str) -> None:
+    play.tell(a_submission(a_spec(cores=1), request_id=request_id, targets=[node]))
+    play.place()

@@ -18,7 +18,7 @@ from protocol.ids import NodeName
 from protocol.messages.runner import AttemptReport, AttemptState
 from protocol.messages.task import Retried
 from protocol.models.node import Readings
-from protocol.models.task import Cause, Exit, TaskState
+from protocol.models.task import Cause, Exit
 from tests.support.builders import (
     OPERATOR,
     a_cluster,
@@ -223,11 +223,7 @@ def ask(play: Playbook, *numbers: int, request_id: str = "retry-001", user: str 
             request_id,
             b"digest",
             source,
-            ended=tuple(
-                (task.id, task.index)
-                for task in kept
-                if task.state.is_final and task.state is not TaskState.COMPLETED
-            ),
+            ended=tuple(task for task in kept if task.state.is_final),
             live=tuple(task.id for task in kept if not task.state.is_final),
         )
     )
@@ -284,7 +280,7 @@ def test_only_the_owner_and_operators_try_again_and_the_owner_stays_the_owner(
     ask(play, 1, user="bob")
     assert isinstance(play.refusal, Forbidden)
     source = play.kept.batches[play.task(1).batch]
-    play.tell(RetryAsked(OPERATOR, "retry-001", b"", source, ((play.id(1), 0),), ()))
+    play.tell(RetryAsked(OPERATOR, "retry-001", b"", source, (play.task(1),), ()))
     play.place()
     assert play.task(2).owner == "ada"
     assert play.task(2).history[0].actor == OPERATOR.user
@@ -306,3 +302,47 @@ def test_a_retry_of_some_targets_goes_where_those_were_sent(play: Playbook) -> N
     play.hear(2, ENDED, node="n2", exit_=FAILED)
     ask(play, 2)
     assert play.place() == ["n2: start #3/1"]
+
+
+def test_a_retry_keeps_only_the_rows_and_targets_it_needs_and_can_be_retried(
+    play: Playbook,
+) -> None:
+    play.run(a_submission(rows=tuple({"X": str(number)} for number in range(5))))
+    for number in (2, 4):
+        play.hear(number, ENDED, node=play.task(number).node, exit_=FAILED)
+    ask(play, 2, 4)
+    play.place()
+    assert play.kept.batches[play.task(6).batch].rows == ({"X": "1"}, {"X": "3"})
+    for number in (6, 7):
+        play.hear(number, ENDED, node=play.task(number).node, exit_=FAILED)
+    ask(play, 7, request_id="retry-002")
+    play.place()
+    assert play.kept.batches[play.task(8).batch].rows == ({"X": "3"},)
+    assert [(o.index, o.spec.env["X"]) for o in play.orders] == [(3, "3")]  # type: ignore[union-attr]
+
+
+def test_a_gang_of_which_some_completed_is_tried_again_as_a_whole(play: Playbook) -> None:
+    play.run(a_submission(array=2, gang=True))
+    for number, exit_ in ((1, DONE), (2, FAILED)):
+        play.hear(number, ENDED, node=play.task(number).node, exit_=exit_)
+    ask(play, 1, 2)
+    assert len(play.place()) == 2
+
+
+def test_what_never_began_because_of_another_is_not_tried_again_without_it(
+    play: Playbook,
+) -> None:
+    play.run(a_submission())
+    play.tell(a_submission(request_id="request-2", after=(play.id(1),)))
+    play.hear(1, ENDED, exit_=FAILED)
+    ask(play, 2)
+    assert isinstance(play.refusal, Conflict)
+    assert "never began" in str(play.refusal)
+
+
+def test_a_retry_for_a_node_that_was_removed_is_refused(play: Playbook) -> None:
+    play.run(a_submission(targets=["n1"]))
+    play.hear(1, ENDED, exit_=FAILED)
+    play.tell(RemoveAsked(OPERATOR, "n1", force=True))
+    ask(play, 1)
+    assert "no node is called 'n1'" in str(play.refusal)

@@ -81,6 +81,7 @@ def test_a_reasonable_spec_is_let_through(changes: dict[str, Any]) -> None:
         ({"gpus": -1}, "gpus must be 0 to 1024, not -1"),
         ({"priority": 1001}, "priority must be -1000 to 1000, not 1001"),
         ({"grace_s": -0.5}, "grace must be 0 to 3600 seconds, not -0.5"),
+        ({"grace_s": 8_553_600.0}, "grace must be 0 to 3600 seconds, not 8553600"),
         ({"grace_s": float("nan")}, "grace must be 0 to 3600 seconds, not nan"),
     ],
 )

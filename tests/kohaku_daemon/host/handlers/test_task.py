@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kohaku_daemon.host import daemon
+from kohaku_daemon.store.tasks import Group, TaskStore
 from protocol.client import connect
 from protocol.connection import Connection
-from protocol.errors import BadRequest, Conflict, NotFound
+from protocol.errors import BadRequest, Conflict, NotFound, Unavailable
 from protocol.ids import BatchId, TaskId
 from protocol.messages.node import OneNode, RemoveNode
 from protocol.messages.runner import OrderKill, OrderPause
@@ -102,6 +104,36 @@ async def test_a_wait_is_not_answered_before_the_end_is_committed(
         assert not any(job.done() for job in (early, *late, ending))
         release.set()
         assert [await job for job in (early, *late)] == [WaitResult(done=True)] * 3
+        await ending
+
+
+async def test_a_wait_is_not_answered_by_an_end_that_cannot_be_stored(
+    host: RunningHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing, tried_again, tries, write = threading.Event(), threading.Event(), [0], TaskStore.write
+
+    def fail(store: TaskStore, group: Group) -> None:
+        if failing.is_set():
+            tries[0] += 1
+            if tries[0] == 2:
+                tried_again.set()
+            raise Unavailable("the disk is full")
+        write(store, group)
+
+    monkeypatch.setattr(TaskStore, "write", fail)
+    async with linked_runner(host) as runner, await host.connect() as admin:
+        batch = await submit(admin)
+        order = await runner.start()
+        failing.set()
+        ending = asyncio.create_task(runner.end(order))
+        # The second try is one of a host that knows.
+        assert await asyncio.to_thread(tried_again.wait, 10)
+        for question in (WaitTasks(tasks=tuple(batch.ids())), WaitTasks(batch=batch.batch)):
+            brief = replace(question, hold_s=0.05)
+            assert await admin.call(TASK_WAIT, brief) == WaitResult(done=False, left=1)
+        waiting = asyncio.create_task(admin.call(TASK_WAIT, WaitTasks(batch=batch.batch)))
+        failing.clear()
+        assert await waiting == WaitResult(done=True)
         await ending
 
 
