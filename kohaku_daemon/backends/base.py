@@ -46,7 +46,11 @@ class Backend(Protocol):
         """Name in specs and configuration, such as ``process``."""
 
     async def open(self) -> BackendInfo:
-        """Make ready and say what this machine allows. Called once, first."""
+        """Make ready and say what this machine allows. Called first, and only once if it works.
+
+        While it says that it does not, it is called again from time to time, also with launches
+        of an earlier run there that were adopted meanwhile.
+        """
 
     async def close(self) -> None:
         """Let go of everything. Launches go on."""

@@ -144,8 +144,27 @@ class Stage:
 
     def rss_mib(self, name: str) -> float:
         """Give the resident memory of a daemon."""
-        pages = int(Path(f"/proc/{self.pid(name)}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        return _rss_mib(self.pid(name))
+
+    def find_all(self) -> list[int]:
+        """Give the process ids of the daemons, and of all they started that outlives them.
+
+        Those are no children of theirs, but carry this home in their command lines.
+        """
+        mark, found = os.fsencode(str(self.folder)), []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):  # it has ended meanwhile
+                if mark in path.read_bytes():
+                    found.append(int(path.parent.name))
+        return sorted({*found, *(process.pid for process in self._processes.values())})
+
+    def all_cpu_s(self) -> float:
+        """Give the CPU seconds of the daemons, of what keeps their tasks, and of the tasks."""
+        return family_cpu_s(*self.find_all())
+
+    def all_rss_mib(self) -> float:
+        """Give the resident memory of all these; pages that forks share count for each."""
+        return sum(map(_rss_mib, self.find_all()))
 
     # Talking to them ----------------------------------------------------------------
 
@@ -229,21 +248,32 @@ def cpu_s(pid: int) -> float:
     return sum(_ticks(pid)[:2]) / os.sysconf("SC_CLK_TCK")
 
 
-def family_cpu_s(pid: int) -> float:
-    """Give the same with all its children: those that live, and those that were waited for."""
+def _rss_mib(pid: int) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def family_cpu_s(*pids: int) -> float:
+    """Give the same with all their children: those that live, and those that were waited for."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended meanwhile
             children.setdefault(_parent(int(entry.name)), []).append(int(entry.name))
-    return _family_ticks(pid, children) / os.sysconf("SC_CLK_TCK")
+    # A set: one of them may be another one's child.
+    every, unseen = set[int](), list(pids)
+    while unseen:
+        pid = unseen.pop()
+        if pid not in every:
+            every.add(pid)
+            unseen += children.get(pid, ())
+    return sum(map(_used_ticks, every)) / os.sysconf("SC_CLK_TCK")
 
 
-def _family_ticks(pid: int, children: dict[int, list[int]]) -> int:
+def _used_ticks(pid: int) -> int:
     try:
-        own = sum(_ticks(pid))
+        return sum(_ticks(pid))
     except OSError:
         return 0
-    return own + sum(_family_ticks(child, children) for child in children.get(pid, ()))
 
 
 def _ticks(pid: int) -> list[int]:

@@ -54,16 +54,18 @@ class GroupSite:
 
     def plan(self, key: str, claim: Claim, max_processes: int) -> GroupPlan:
         """Plan the group of one launch."""
-        wanted = set(self.parents)
+        # Text: each launch comes here, and a ``Path`` costs more than the rest of it.
+        parents = {name: str(parent) for name, parent in self.parents.items()}
         if not (claim.cores or claim.numa is not None):
-            wanted.discard("cpuset")  # moving a process into each group costs a millisecond
-        folders = {name: str(self.parents[name] / key) for name in self.parents if name in wanted}
+            parents.pop("cpuset", None)  # moving a process into each group costs a millisecond
+        folders = {name: f"{parent}/{key}" for name, parent in parents.items()}
         settings: list[tuple[str, str]] = []
         for limit in _LIMITS:
-            folder = folders.get(UNIFIED if self.is_v2 else limit)
-            if folder is not None and limit in self.limits:
-                settings += _limit(limit, Path(folder), claim, max_processes, v2=self.is_v2)
-        homes = {name: str(self.parents[name] / _HOME) for name in folders}
+            name = UNIFIED if self.is_v2 else limit
+            if name in parents and limit in self.limits:
+                pairs = _limit(limit, parents[name], claim, max_processes, v2=self.is_v2)
+                settings += ((f"{folders[name]}/{file}", value) for file, value in pairs)
+        homes = {name: f"{parent}/{_HOME}" for name, parent in parents.items()}
         return GroupPlan(folders=folders, settings=settings, homes=homes)
 
     def remove(self) -> None:
@@ -75,7 +77,7 @@ class GroupSite:
 
     def is_ready(self) -> bool:
         """Say whether all of it is there: an earlier runner of the node may just have left."""
-        return all((folder / _HOME).is_dir() for folder in self.parents.values())
+        return all(os.path.isdir(f"{folder}/{_HOME}") for folder in self.parents.values())
 
 
 def find_site(root: Path, node: str, own: Path = Path("/proc/self/cgroup")) -> GroupSite | None:
@@ -96,38 +98,37 @@ def find_site(root: Path, node: str, own: Path = Path("/proc/self/cgroup")) -> G
 
 
 def _limit(
-    name: str, folder: Path, claim: Claim, max_processes: int, *, v2: bool
+    name: str, parent: str, claim: Claim, max_processes: int, *, v2: bool
 ) -> list[tuple[str, str]]:
+    """Say what to write into which files of a group below ``parent``."""
     match name:
         case "memory":
-            return _limit_memory(folder, claim.memory, v2=v2)
+            return _limit_memory(parent, claim.memory, v2=v2)
         case "cpuset":
             cores = ",".join(map(str, claim.cores))
             nodes = "" if claim.numa is None else str(claim.numa)
             if not v2:  # both must be set before a process can join
-                cores = cores or _read(folder.parent / "cpuset.cpus")
-                nodes = nodes or _read(folder.parent / "cpuset.mems")
+                cores = cores or _read(Path(parent, "cpuset.cpus"))
+                nodes = nodes or _read(Path(parent, "cpuset.mems"))
             pairs = (("cpuset.cpus", cores), ("cpuset.mems", nodes))
-            return [(str(folder / file), value) for file, value in pairs if value]
+            return [(file, value) for file, value in pairs if value]
         case _:
-            return [(str(folder / "pids.max"), str(max_processes))]
+            return [("pids.max", str(max_processes))]
 
 
-def _limit_memory(folder: Path, memory: int, *, v2: bool) -> list[tuple[str, str]]:
+def _limit_memory(parent: str, memory: int, *, v2: bool) -> list[tuple[str, str]]:
     """Limit memory, and memory with swap to the same: a task over its claim must not crawl."""
     if not memory:
         return []
     if v2:
-        pairs = [("memory.max", str(memory))]
-        if (folder.parent / "memory.swap.max").exists():
-            pairs.append(("memory.swap.max", "0"))
+        has_swap = os.path.exists(f"{parent}/memory.swap.max")
+        swap = [("memory.swap.max", "0")] if has_swap else []
+        return [("memory.max", str(memory)), *swap]
+    if os.path.exists(f"{parent}/memory.memsw.limit_in_bytes"):
+        swap = [("memory.memsw.limit_in_bytes", str(memory))]
     else:
-        pairs = [("memory.limit_in_bytes", str(memory))]
-        if (folder.parent / "memory.memsw.limit_in_bytes").exists():
-            pairs.append(("memory.memsw.limit_in_bytes", str(memory)))
-        else:
-            pairs.append(("memory.swappiness", "0"))
-    return [(str(folder / file), value) for file, value in pairs]
+        swap = [("memory.swappiness", "0")]
+    return [("memory.limit_in_bytes", str(memory)), *swap]
 
 
 def _choose_base(root: Path, own: Path) -> Path:

@@ -64,6 +64,8 @@ class Conversation(asyncio.Protocol):
         self._unread = b""
         self._unsent: list[bytes] = []
         self._is_retiring = False
+        self._running = 0
+        self._idle_since = asyncio.get_running_loop().time()
         self.is_lost = False
 
     def __repr__(self) -> str:
@@ -80,6 +82,19 @@ class Conversation(asyncio.Protocol):
     @property
     def busy(self) -> int:
         return len(self._waiting)
+
+    @property
+    def idle_s(self) -> float:
+        """Say for how many seconds it has had nothing to do; 0.0 if it has."""
+        if self._waiting or self._running:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._idle_since
+
+    def let_go(self) -> None:
+        """Ask it for no more: it ends when nothing is left that it keeps."""
+        self._is_retiring = True
+        if self._transport is not None:
+            self._transport.close()
 
     async def ask(self, plan: LaunchPlan) -> Answer | None:
         """Give the answer, or None if the keeper ended without one."""
@@ -168,6 +183,8 @@ class Conversation(asyncio.Protocol):
     def _take(self, said: list[Any]) -> None:
         kind = said[0]
         if kind == keeper.OVER:
+            self._running -= 1
+            self._idle_since = asyncio.get_running_loop().time()
             live = self._live.get(said[1])
             if live is not None:
                 live.ending = Ending(*said[2])
@@ -177,6 +194,7 @@ class Conversation(asyncio.Protocol):
         elif kind == keeper.HELLO:
             self._hello.set_result(said[1:])
         else:
+            self._running += kind == STARTED
             self._answer(said[1], Answer(kind, said[2], said[3]))
 
     def _answer(self, number: int, answer: Answer) -> None:

@@ -26,7 +26,6 @@ import os
 import select
 import socket
 import sys
-import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -229,7 +228,8 @@ def run(me: Keeper, link: socket.socket, guard: int) -> None:
         KeeperLoop(me, link, guard).serve()
         status = 0
     except BaseException:
-        traceback.print_exc()  # to the log
+        # To the log. The module ``traceback`` would be half a megabyte in each of us.
+        sys.excepthook(*sys.exc_info())
     finally:
         with contextlib.suppress(OSError):
             sys.stderr.flush()

@@ -34,6 +34,9 @@ _TRIES: Final = 5
 _MOST: Final = max(2, min(4, (os.cpu_count() or 1) // 4))
 #: Launches without an answer at which one more keeper is started, if it may.
 _BUSY: Final = 4
+#: Seconds after its last launch ended that a keeper is let go of. One stays, so that a launch
+#: need not wait for a start; more are 20 MB each for nothing.
+_IDLE_S: Final = 10.0
 
 
 class KeeperLink:
@@ -51,6 +54,7 @@ class KeeperLink:
         self._all: list[Conversation] = []
         self._by_name: dict[str, Conversation] = {}
         self._changing = asyncio.Lock()
+        self._look: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"KeeperLink({self._all})"
@@ -106,6 +110,8 @@ class KeeperLink:
     async def close(self) -> None:
         """Let go of the keepers. They end when nothing is left that they keep."""
         async with self._changing:
+            if self._look is not None:
+                self._look.cancel()
             every, self._all = self._all, []
             self._by_name.clear()
             await asyncio.gather(*(one.close() for one in every))
@@ -124,7 +130,23 @@ class KeeperLink:
             if chosen is None:
                 chosen = await _start_keeper(self._root, self._log_path)
                 self._all = [one for one in self._all if not one.is_lost] + [chosen]
+                self._look_soon()
             return chosen
+
+    def _look_soon(self) -> None:
+        if self._look is None and len(self._all) > 1:
+            loop = asyncio.get_running_loop()
+            self._look = loop.call_later(_IDLE_S, self._let_go_of_idle)
+
+    def _let_go_of_idle(self) -> None:
+        """Let go of keepers that nobody needs any more, up to the first one."""
+        self._look = None
+        self._all = [one for one in self._all if not one.is_lost]
+        first = next((one for one in self._all if one.is_open), None)
+        for one in self._all:
+            if one is not first and one.idle_s >= _IDLE_S:
+                one.let_go()
+        self._look_soon()
 
 
 async def _start_keeper(root: Path, log: Path) -> Conversation:

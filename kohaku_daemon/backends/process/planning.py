@@ -7,6 +7,7 @@ tries them).
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from kohaku_daemon.core.workload import Launch
 #: Belongs to nobody by convention; what tasks run as where our own range is not mapped.
 _NOBODY: Final = range(65534, 65535)
 _NO_USERS: Final = range(0)
+#: Daemons' folders stay where they are as long as those run, and to resolve a path costs a look
+#: at each folder above it.
+_resolve: Final = functools.lru_cache(64)(os.path.realpath)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,9 @@ class Planner:
             folders: Its scratch folder and output files.
         """
         claim, means = launch.claim, self.means
-        scratch = os.path.realpath(folders.scratch)
+        # It is a folder of ours; what is above it may be reached by links.
+        above, name = os.path.split(str(folders.scratch))
+        scratch = f"{_resolve(above)}/{name}"
         uid = self._choose_user(launch.key)
         site, most = means.site, self.settings.max_processes
         return LaunchPlan(
@@ -152,7 +158,7 @@ class Planner:
         return SandboxPlan(
             user=os.geteuid() != 0,
             hostname=f"task-{launch.task}",
-            hidden=[os.path.realpath(path) for path in self.hidden],
+            hidden=[_resolve(str(path)) for path in self.hidden],
             writable=[str(path) for path in self.settings.writable if path.is_dir()],
             tmp_size=launch.claim.memory,
         )

@@ -9,6 +9,7 @@ import signal
 
 import pytest
 
+from kohaku_daemon.backends.process import link, tree
 from kohaku_daemon.backends.process.backend import ProcessBackend
 from kohaku_daemon.backends.process.record import read_record
 from protocol.models.task import Cause, Exit
@@ -58,6 +59,24 @@ async def test_keepers_killed_at_any_moment_cost_nothing(rig: Rig, seed: int) ->
     said = (rig.root / "state" / "keeper.log").read_text()
     assert "Traceback" not in said, said
     assert sorted(ended) == list(range(TASKS))
+
+
+async def test_keepers_of_a_burst_end_and_one_stays(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "_IDLE_S", 0.2)
+    long, _ = await rig.start(sh("exec sleep 100"))
+    (first,) = get_keepers(rig)
+    await asyncio.gather(*(rig.run(sh("exit 3")) for _ in range(24)))
+    others = [pid for pid in get_keepers(rig) if pid != first]
+    assert others, "a burst is more than one keeper's work"
+    await until(lambda: get_keepers(rig) == [first])
+    await until(lambda: not any(map(tree.read_process, others)))
+    # What it keeps is not let go of, and it goes on.
+    ended = rig.watch(long)
+    assert (await rig.run(sh("exit 4")))[0] == Exit(Cause.EXITED, code=4)
+    await rig.backend.kill(long, 0.0)
+    assert await ended.wait() == Exit(Cause.SIGNALLED, signal=signal.SIGKILL)
 
 
 async def test_a_killed_guard_costs_nothing_and_its_keeper_takes_no_more(rig: Rig) -> None:
