@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,7 +67,7 @@ def restore(
     _refuse_what_cannot_be(manifest, source, now, resume=resume)
     data = _find_data(source, flags, config)
     ready = data.parent / f".{data.name}.restoring"
-    with pidfiles.hold(data / "host.pid", f"the host of {data}"):
+    with _hold(data):
         _refuse_cluster(data)
         try:
             _make_ready(ready, source, manifest, now, resume=resume)
@@ -96,6 +97,20 @@ def _refuse_what_cannot_be(manifest: Manifest, source: Path, now: float, *, resu
             f"{source} was made while the host ran, so work may have gone on after it",
             hint="restore it without --resume; for a move, stop the host first and then back up",
         )
+
+
+@contextmanager
+def _hold(data: Path) -> Iterator[None]:
+    """Be the host of a folder, so that none starts there meanwhile."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(pidfiles.hold(data / "host.pid", f"the host of {data}"))
+        except Conflict as error:
+            if data != Home().host.resolve():
+                raise
+            hint = f"{error.hint}; if kohakud up started it: kohakud down"
+            raise Conflict(error.message, hint=hint) from None
+        yield
 
 
 def _refuse_cluster(data: Path) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -20,7 +20,7 @@ import msgspec
 
 from kohaku_daemon.local import daemons
 from kohaku_daemon.local.address import Asked, choose_address, refuse_to_move
-from kohaku_daemon.local.daemons import Daemon
+from kohaku_daemon.local.daemons import Daemon, StartFailed
 from kohaku_daemon.local.door import enter, forget_url, save_context, url_of
 from kohaku_daemon.local.home import Home
 from kohaku_daemon.plaintext import is_loopback
@@ -60,17 +60,19 @@ class Cluster:
     context_in_use: str
     #: What does not work on nodes that are online all the same, each with what to do.
     troubles: tuple[str, ...]
+    #: Why nodes did not come, each with what to do.
+    absent: tuple[StartFailed, ...]
 
 
 def up(wanted: Wanted, *, detach: bool) -> int:
     """Bring the cluster of this home up, say so, and stay until Ctrl-C unless ``detach``.
 
-    Gives the exit status.
+    Gives the exit status: 1 also if a node did not come. The others are up all the same.
 
     Raises:
         BadRequest: What is asked for, or a setting, makes no sense.
         Conflict: The address is taken, or what runs was started otherwise.
-        StartFailed: A daemon did not become ready. What this call had started is stopped.
+        StartFailed: The host did not become ready. What this call had started is stopped.
     """
     return asyncio.run(_up(Home(), wanted, detach=detach))
 
@@ -84,19 +86,23 @@ async def _up(home: Home, wanted: Wanted, *, detach: bool) -> int:
     sys.stdout.flush()
     for trouble in cluster.troubles:
         _say(f"warning: {trouble}")
+    for failure in cluster.absent:
+        _say(f"kohakud: {failure.message}\n  {failure.hint}")
+    if cluster.absent:
+        _say("all else is up; when this is mended: kohakud up --detach")
     if watch is None:
-        return 0
+        return 1 if cluster.absent else 0
     failed = await watch.until_asked_or_ended()
     if watch.left:
         _say("stopping the daemons; tasks go on")
         daemons.stop(cluster.runners)
         daemons.stop([cluster.host])
     _say("all daemons have stopped; kohakud up brings them back")
-    return 1 if failed else 0
+    return 1 if failed or cluster.absent else 0
 
 
 async def bring_up(home: Home, wanted: Wanted) -> Cluster:
-    """Start what is missing, and wait until all of it is ready. Raises as ``up``."""
+    """Start what is missing, and wait until it is ready or cannot be. Raises as ``up``."""
     before = home.recall()
     count = before.runners if wanted.runners is None else wanted.runners
     backend = before.backend if wanted.backend is None else wanted.backend
@@ -115,13 +121,26 @@ async def bring_up(home: Home, wanted: Wanted) -> Cluster:
         home.remember(msgspec.structs.replace(home.recall(), tasks_left=True))
         async with await enter(home.host) as connection:
             in_use = save_context(connection, home.host)
-            nodes = await _bring_up_runners(home, connection, runners, backend)
-        home.remember(msgspec.structs.replace(home.recall(), runners=count, backend=backend))
+            nodes, failures = await _bring_up_runners(home, connection, runners, backend)
+            known = await _list_names(connection)
+        if nodes or not failures:
+            # Else it may be the very wish that cannot be fulfilled.
+            home.remember(msgspec.structs.replace(home.recall(), runners=count, backend=backend))
     except BaseException:
-        # No half a cluster stays behind a start that failed or that somebody gave up.
+        # Nothing stays behind a host that did not start, or a start that somebody gave up.
         daemons.stop(daemon for daemon in (*runners, host) if daemon.was_started_here)
         raise
-    return Cluster(url, host, tuple(runners), in_use, tuple(_list_troubles(home, nodes)))
+    # What did not come would be in the way of the next try.
+    absent = [runner for runner in runners if runner.name in failures]
+    await asyncio.to_thread(daemons.stop, [one for one in absent if one.was_started_here])
+    return Cluster(
+        url,
+        host,
+        tuple(runner for runner in runners if runner.name not in failures),
+        in_use,
+        tuple(_list_troubles(home, nodes)),
+        tuple(_advise_absent(name, failures[name], known) for name in failures),
+    )
 
 
 # --- the order of a start -------------------------------------------------------------------
@@ -142,8 +161,9 @@ async def _bring_up_host(home: Home, host: Daemon, asked: Asked | None) -> str:
 
 async def _bring_up_runners(
     home: Home, connection: Connection, runners: list[Daemon], backend: str
-) -> list[Node]:
-    known = {node.name for node in (await connection.call(NODE_LIST, ListNodes())).nodes}
+) -> tuple[list[Node], dict[str, StartFailed]]:
+    """Give the nodes that came, and by name why others did not."""
+    known = await _list_names(connection)
     strangers = [runner for runner in runners if runner.name not in known]
     await _stop_removed(strangers)
     missing = [runner for runner in runners if runner.pid is None]
@@ -158,12 +178,20 @@ async def _bring_up_runners(
         if strangers:
             made = await connection.call(NODE_JOIN_TOKEN, MakeJoinToken(uses=len(strangers)))
             _write_secret(token, made.token)
+        failures: dict[str, StartFailed] = {}
         for runner in missing:
             joins = ["--join-token-file", str(token)] if runner in strangers else []
-            runner.start(*flags, *joins)
-        return await _until_online(connection, runners)
+            try:
+                runner.start(*flags, *joins)
+            except StartFailed as error:
+                failures[runner.name] = error
+        return await _until_online(connection, runners, failures)
     finally:
         token.unlink(missing_ok=True)
+
+
+async def _list_names(connection: Connection) -> set[str]:
+    return {str(node.name) for node in (await connection.call(NODE_LIST, ListNodes())).nodes}
 
 
 async def _stop_removed(strangers: Iterable[Daemon]) -> None:
@@ -174,17 +202,29 @@ async def _stop_removed(strangers: Iterable[Daemon]) -> None:
     await asyncio.to_thread(daemons.stop, removed)
 
 
-async def _until_online(connection: Connection, runners: list[Daemon]) -> list[Node]:
-    """Wait for the runners; give their nodes."""
+async def _until_online(
+    connection: Connection, runners: list[Daemon], failures: dict[str, StartFailed]
+) -> tuple[list[Node], dict[str, StartFailed]]:
+    """Wait for the runners that may come; give their nodes, and why others do not come."""
     deadline = asyncio.get_running_loop().time() + _READY_S
     while True:
         nodes = (await connection.call(NODE_LIST, ListNodes())).nodes
         online = {str(node.name): node for node in nodes if node.state is NodeState.ONLINE}
         # Without its process a node is online only until the host has noticed.
-        late = [runner for runner in runners if runner.name not in online or not runner.pid]
+        late = [
+            runner
+            for runner in runners
+            if runner.name not in failures and (runner.name not in online or not runner.pid)
+        ]
         if not late:
-            return [online[runner.name] for runner in runners]
-        await _look_again(late, "is not online", deadline)
+            return [online[one.name] for one in runners if one.name not in failures], failures
+        for runner in late:
+            try:
+                runner.check()
+                _check_time([runner], "is not online", deadline)
+            except StartFailed as error:
+                failures[runner.name] = error
+        await asyncio.sleep(_LOOK_S)
 
 
 async def _until(ask: Callable[[], T | None], complaint: str, late: list[Daemon]) -> T:
@@ -199,9 +239,13 @@ async def _until(ask: Callable[[], T | None], complaint: str, late: list[Daemon]
 async def _look_again(late: list[Daemon], complaint: str, deadline: float) -> None:
     for daemon in late:
         daemon.check()
+    _check_time(late, complaint, deadline)
+    await asyncio.sleep(_LOOK_S)
+
+
+def _check_time(late: list[Daemon], complaint: str, deadline: float) -> None:
     if asyncio.get_running_loop().time() > deadline:
         raise late[0].failure(f"{complaint} after {_READY_S:g} s")
-    await asyncio.sleep(_LOOK_S)
 
 
 def _write_secret(path: Path, text: str) -> None:
@@ -291,6 +335,14 @@ def _describe(home: Home, cluster: Cluster, *, detach: bool) -> str:
         f"stop:  {'kohakud down' if detach else 'Ctrl-C'}; tasks go on",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _advise_absent(name: str, failure: StartFailed, known: Collection[str]) -> StartFailed:
+    hints = [failure.hint] if failure.hint else []
+    if name in known:
+        # Also where its files are lost or damaged: a removed node joins anew at the next up.
+        hints.append(f"to give the node up, and what it knows: kohaku node remove {name}")
+    return StartFailed(failure.message, hint="\n  ".join(hints) or "see: kohakud check")
 
 
 def _list_troubles(home: Home, nodes: Iterable[Node]) -> Iterator[str]:

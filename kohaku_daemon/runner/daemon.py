@@ -7,18 +7,17 @@ import logging
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from kohaku_daemon.backends.base import Backend
-from kohaku_daemon.backends.registry import DEFAULT_BACKENDS, BackendPlace, make_backend
+from kohaku_daemon.backends.registry import BackendPlace
 from kohaku_daemon.clock import SystemClock
 from kohaku_daemon.core.node.engine import NodeEngine
 from kohaku_daemon.core.node.records import LaunchRecord
 from kohaku_daemon.probe.prober import Prober
+from kohaku_daemon.runner.backend_kit import BackendKit, Reopening, open_backends
 from kohaku_daemon.runner.config import RunnerConfig
 from kohaku_daemon.runner.disks import Disks
 from kohaku_daemon.runner.effects import Effects
@@ -72,16 +71,6 @@ async def run_runner(
         memory.close()
 
 
-@dataclass(frozen=True, slots=True)
-class BackendKit:
-    """The open backends of a runner, by name."""
-
-    backends: Mapping[str, Backend]
-    infos: tuple[BackendInfo, ...]
-    #: Of tasks that name none.
-    default: str
-
-
 class Runner:
     """The parts of one runner. Lives for one run."""
 
@@ -128,7 +117,8 @@ class Runner:
             self._loop.live,
             self._list_troubles,
         )
-        self._upkeep = Upkeep(logs, self._disks, self._loop, clock)
+        self._reopening = Reopening(kit, config.default_backend, self._take_backends)
+        self._upkeep = Upkeep(logs, self._disks, self._loop, clock, on_well=self._reopening.hurry)
         link = Link(
             node=config.name,
             instance=secrets.token_hex(16),
@@ -151,6 +141,7 @@ class Runner:
                     jobs.create_task(self._loop.run(records, self._effects), name="loop"),
                     jobs.create_task(self._instruments.run(), name="readings"),
                     jobs.create_task(self._upkeep.run(), name="upkeep"),
+                    jobs.create_task(self._reopening.run(), name="backends"),
                 ]
                 link = jobs.create_task(self._keep_link(records, on_ready), name="uplink")
                 await stop.wait()
@@ -177,6 +168,10 @@ class Runner:
         on_ready(self._config.name)
         await self._uplink.run()
 
+    def _take_backends(self, infos: tuple[BackendInfo, ...], default: str) -> None:
+        self._effects.use_default(default)
+        self._instruments.set_backends(infos, default)
+
     def _list_troubles(self) -> tuple[str, ...]:
         """Say why nothing new can be started here. Of a disk that is full once is enough."""
         troubles = self._disks.troubles
@@ -197,13 +192,7 @@ async def _open_backends(config: RunnerConfig) -> BackendKit:
         hidden=(config.data, data_dir(), config_dir()),
         process=config.process,
     )
-    backends = {name: make_backend(name, place) for name in _names(config.backends)}
-    infos = []
-    for backend in backends.values():
-        info = await backend.open()
-        _tell(info)
-        infos.append(info)
-    return BackendKit(backends, tuple(infos), _choose_default(config.default_backend, infos))
+    return await open_backends(config.backends, config.default_backend, place)
 
 
 def _let_tasks_pass(data: Path) -> None:
@@ -219,29 +208,3 @@ def _let_tasks_pass(data: Path) -> None:
         if folder.is_relative_to(ours) or folder.is_relative_to(data):
             folder.mkdir(exist_ok=True)
             folder.chmod(folder.stat().st_mode | stat.S_IXOTH | stat.S_IXGRP)
-
-
-def _names(wanted: Iterable[str]) -> list[str]:
-    """Give each backend once, in the order of the configuration."""
-    names: dict[str, None] = {}
-    for name in wanted:
-        names.update(dict.fromkeys(DEFAULT_BACKENDS if name == "auto" else (name,)))
-    return list(names)
-
-
-def _choose_default(wanted: str, infos: Iterable[BackendInfo]) -> str:
-    """Give the one that was chosen, or the first that works; none working, the first there is."""
-    by_health = sorted(infos, key=lambda info: not info.healthy)
-    return wanted or (by_health[0].name if by_health else "")
-
-
-def _tell(info: BackendInfo) -> None:
-    facts = {
-        "backend": info.name,
-        "isolation": info.isolation,
-        "enforces": ", ".join(info.enforces),
-    }
-    if info.healthy:
-        _log.info("backend ready", extra=facts)
-    else:
-        _log.error("backend unusable: %s", info.message, extra=facts)

@@ -101,6 +101,10 @@ class Effects:
         self._holding: dict[str, asyncio.Lock] = {}
         self._jobs: set[asyncio.Task[None]] = set()
 
+    def use_default(self, backend: str) -> None:
+        """Have launches that name no backend use this one from now on."""
+        self._default = backend
+
     def plan(self, launch: Launch) -> StartOrdered:
         """Turn the order to launch into an event, with the handle its backend would use."""
         name = launch.spec.backend or self._default

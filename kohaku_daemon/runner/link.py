@@ -71,6 +71,10 @@ class Instrument(Protocol):
     def latest(self) -> Readings:
         """What was read last."""
 
+    @property
+    def changed(self) -> asyncio.Event:
+        """Set once an inventory that is taken from now on is out of date."""
+
     async def inventory(self) -> Inventory:
         """Describe the machine."""
 
@@ -110,6 +114,8 @@ class Link:
         self._planner = planner
         self._instrument = instrument
         self._streams = streams
+        #: Set once what was registered is out of date.
+        self._outdated = asyncio.Event()
 
     async def register(self, connection: Connection) -> Registered:
         """Say what this node has and every launch it knows.
@@ -118,6 +124,7 @@ class Link:
             KohakuError: The host refused, or the link broke.
             Unavailable: The machine cannot be read.
         """
+        self._outdated = self._instrument.changed
         try:
             async with asyncio.timeout(_OWN_S):
                 inventory = await self._instrument.inventory()
@@ -144,6 +151,7 @@ class Link:
                 self._report(connection),
                 self._beat(connection, registered.heartbeat_s),
                 _wait_closed(connection),
+                _wait_outdated(self._outdated),
             )
 
     async def _register(
@@ -231,6 +239,15 @@ async def _wait_closed(connection: Connection) -> NoReturn:
     # Waited for, not awaited: that would cancel the future of somebody else with us.
     await asyncio.wait({connection.closed})
     raise Unavailable(f"the link ended: {connection.closed.result()}")
+
+
+async def _wait_outdated(outdated: asyncio.Event) -> NoReturn:
+    """End a link whose inventory is no longer true: the next one says the new one.
+
+    It happens a few times in a runner's life at most, so it needs no message of its own.
+    """
+    await outdated.wait()
+    raise Unavailable("the backends of this node have changed: it registers anew")
 
 
 async def _until_one_ends(*works: Coroutine[Any, Any, NoReturn]) -> KohakuError:

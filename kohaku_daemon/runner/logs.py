@@ -25,10 +25,12 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from kohaku_daemon.runner.log_holes import Holes, files_beside
+from kohaku_daemon.runner.log_marks import Marks
 from kohaku_daemon.runner.log_output import OutputReader
 from kohaku_daemon.runner.reasons import about
 from protocol.errors import NotFound
 from protocol.messages.stream import LogChunk, LogEnd, LogItem, OpenLogs, Source
+from protocol.units import render_duration, render_size
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +39,8 @@ _LOOK_FIRST_S: Final = 0.02
 _LOOK_LAST_S: Final = 0.25
 #: Seconds that a folder is left alone after its last change, whatever is configured.
 _FRESH_S: Final = 60.0
+#: File under the root that names those whose output was removed.
+_REMOVED: Final = "removed"
 
 _KEY: Final = re.compile(r"[0-9]+-[0-9]+")
 #: What there is under the root: outputs, what ``log_holes`` keeps beside them, and folders.
@@ -69,6 +73,7 @@ class TaskLogs:
         self._most = most
         self._node = node
         self._holes = Holes(root)
+        self._removed = Marks(root / _REMOVED, _KEY.fullmatch)
 
     def paths(self, key: str) -> Outputs:
         """Say which files a launch's output is in, or would be."""
@@ -77,6 +82,7 @@ class TaskLogs:
     def new_paths(self, key: str) -> Outputs:
         """Say which files the output of a launch that begins now shall be in. Asks no disk."""
         _check(key)
+        self._removed.drop(key)
         return Outputs(self._root / f"{key}.{Source.STDOUT}", self._root / f"{key}.{Source.STDERR}")
 
     def _find(self, key: str) -> tuple[str, str]:
@@ -118,7 +124,8 @@ class TaskLogs:
     ) -> AsyncGenerator[LogItem, None]:
         """Give the output that is asked for, then a LogEnd.
 
-        Of a launch that ``is_known``, what is not there is an output nothing was written to.
+        Of a launch that ``is_known``, what is not there is an output nothing was written to,
+        unless ``sweep`` removed it.
 
         Without ``follow`` that is what is there now. With it, it goes on as the output grows
         until ``is_live`` says no: that no more can be written.
@@ -130,7 +137,7 @@ class TaskLogs:
         Close it (``contextlib.aclosing``) if it is not read to its end.
 
         Raises:
-            NotFound: There is no output of a launch that is not known here.
+            NotFound: It was removed to make room, or the launch is not known here.
         """
         loop = asyncio.get_running_loop()
         readers: list[OutputReader] = []
@@ -180,7 +187,15 @@ class TaskLogs:
             if self._remove(key):
                 total -= size
                 removed.append(key)
+        self._mark(removed)
         return removed
+
+    def _mark(self, removed: list[str]) -> None:
+        """Have readers told of it, after the removal: that may be what makes room for the mark."""
+        try:
+            self._removed.add(removed)
+        except OSError as error:
+            _log.warning("cannot note which output was removed, trying again: %s", error)
 
     def _kept(self) -> list[tuple[float, int, str]]:
         """Give each launch's last change, bytes of disk, and key, the oldest first."""
@@ -221,19 +236,31 @@ class TaskLogs:
     ) -> None:
         """Make a reader of each output that is wanted, and go where it begins."""
         paths = self.paths(key)
-        if not is_known and not any(path.exists() for path in paths):
-            task, attempt = key.split("-")
-            raise NotFound(
-                f"the output of task {task}, attempt {attempt}, is not on this node",
-                hint="it wrote none, or it was removed: output is kept for a while after its "
-                "task has ended (log_keep_s), and as far as there is room (log_total)",
-            )
+        if not any(path.exists() for path in paths):
+            self._check_absent(key, is_known=is_known)
         starts = {Source.STDOUT: wanted.stdout_from, Source.STDERR: wanted.stderr_from}
         for source in dict.fromkeys(wanted.sources):
             path = paths._asdict()[source]
             reader = OutputReader(source, path, self._holes, self._cap)
             readers.append(reader)
             reader.begin(starts[source], wanted.tail_lines, stop_at_end=not wanted.follow)
+
+    def _check_absent(self, key: str, *, is_known: bool) -> None:
+        """Let only that output be absent which nothing was ever written to.
+
+        The message says all: a stream carries no hint.
+        """
+        task, attempt = key.split("-")
+        output = f"the output of task {task}, attempt {attempt},"
+        room = "" if self._most is None else f", and {render_size(self._most)} in all (log_total)"
+        kept = f"{render_duration(self._keep_s)} after its task has ended (log_keep){room}"
+        if key in self._removed:
+            raise NotFound(f"{output} was removed: its node keeps output for {kept}")
+        if not is_known:
+            raise NotFound(
+                f"{output} is not on its node: it wrote none, or it was removed, "
+                f"as output is kept for {kept}"
+            )
 
 
 def _check(key: str) -> None:

@@ -46,6 +46,8 @@ class Instruments:
         self._backends = backends
         self._infos = tuple(infos)
         self._default_backend = default_backend
+        #: Set and replaced when backends have changed: an inventory said before is out of date.
+        self.changed = asyncio.Event()
         self._live = live
         self._troubles = troubles
         # One thread: the prober is used by one at a time, and a disk that hangs must not
@@ -63,6 +65,13 @@ class Instruments:
     def latest(self) -> Readings:
         """What was read last, with what is wrong at this moment."""
         return replace(self._latest, troubles=self._troubles())
+
+    def set_backends(self, infos: Iterable[BackendInfo], default_backend: str) -> None:
+        """Have the inventory say this of the backends from now on."""
+        self._infos = tuple(infos)
+        self._default_backend = default_backend
+        before, self.changed = self.changed, asyncio.Event()
+        before.set()
 
     async def inventory(self) -> Inventory:
         """Describe the machine as it is now.

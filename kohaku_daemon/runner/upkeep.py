@@ -27,7 +27,17 @@ _SWEEP_S: Final = 300.0
 class Upkeep:
     """Looks after the output of launches."""
 
-    def __init__(self, logs: TaskLogs, disks: Disks, loop: NodeLoop, clock: Clock) -> None:
+    def __init__(
+        self,
+        logs: TaskLogs,
+        disks: Disks,
+        loop: NodeLoop,
+        clock: Clock,
+        *,
+        on_well: Callable[[], None],
+    ) -> None:
+        """``on_well`` is called on the loop when disks that were in trouble take all again."""
+        self._on_well = on_well
         self._logs = logs
         self._disks = disks
         self._loop = loop
@@ -39,7 +49,11 @@ class Upkeep:
         """Trim and sweep until cancelled."""
         swept = -_SWEEP_S
         while True:
+            before = self._disks.troubles
             await self._try(self._look)
+            if before and not self._disks.troubles:
+                _log.warning("the disks are well again")
+                self._on_well()
             await self._try(self._trim)
             if self._clock.monotonic() - swept >= _SWEEP_S:
                 swept = self._clock.monotonic()
@@ -63,8 +77,6 @@ class Upkeep:
         for trouble in self._disks.troubles:
             if trouble not in before:
                 _log.error("%s; nothing new is started here", trouble)
-        if before and not self._disks.troubles:
-            _log.warning("the disks are well again")
 
     def _trim(self, live: set[str]) -> None:
         for key in live:

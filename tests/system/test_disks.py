@@ -240,7 +240,7 @@ def test_a_runner_that_starts_on_a_full_disk_takes_work_once_there_is_room(
     assert "No space left on device" in backend["message"]
     waits = home.kohaku("task", "submit", "-c", "0", "--", "echo", "later")
     assert home.state(waits) == "queued"
-    runner = home.pid("node1")
+    runner = home.pid("runner-node1")
 
     disks["backends"].mend()
     # Sooner than the next try of its own accord: the disk is looked at every second.
@@ -248,7 +248,7 @@ def test_a_runner_that_starts_on_a_full_disk_takes_work_once_there_is_room(
     assert home.kohaku("task", "logs", waits) == "later"
     (backend,) = home.json("node", "show", "node1")["inventory"]["backends"]
     assert backend["healthy"]
-    assert home.pid("node1") == runner
+    assert home.pid("runner-node1") == runner
 
 
 # What the tests ask and do ------------------------------------------------------------------

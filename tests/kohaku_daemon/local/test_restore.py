@@ -171,8 +171,11 @@ def test_a_host_that_runs_is_not_restored_under(saved: Path, data: Path) -> None
             signal.pause()
     try:
         assert os.read(reading, 1) == b"x"
-        with pytest.raises(Conflict, match=rf"already runs as process {child}"):
+        with pytest.raises(Conflict, match=rf"already runs as process {child}") as refused:
             restore(saved, {})
+        # This is the folder of up's host too, whose runners would stay without it.
+        assert f"kill {child}" in refused.value.hint
+        assert "kohakud down" in refused.value.hint
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -230,14 +230,58 @@ def test_a_taken_port_stops_nothing_and_says_what_to_do(trial: Trial) -> None:
     assert not trial.pid("host")
 
 
-def test_a_start_that_fails_shows_the_log_and_leaves_nothing(trial: Trial) -> None:
+def test_a_wish_that_no_runner_can_fulfil_shows_the_log_and_is_not_remembered(
+    trial: Trial,
+) -> None:
     said = trial.kohakud("up", "--detach", "--backend", "abacus", status=1)
     assert re.search(r"kohakud: node1 ended with status \d; it wrote:\n  \| .*abacus", said)
     assert f"all of it: {trial.home.logs}/node1.log" in said
-    assert not trial.pid("host")
+    # It never joined, so there is nothing to remove.
+    assert "node remove" not in said
+    host = trial.pid("host")
+    assert host
     assert not trial.pid("node1")
-    # Nor is it remembered.
     trial.kohakud("up", "--detach")
+    assert online(trial) == ["node1"]
+    assert trial.pid("host") == host
+
+
+def test_one_node_that_cannot_come_keeps_nothing_else_down(trial: Trial) -> None:
+    trial.kohakud("up", "--detach", "--runners", "3")
+    trial.kohakud("down")
+    vault = trial.home.runner("node2") / "vault.sqlite"
+    whole = vault.read_bytes()
+    vault.write_bytes(b"x" * 4096)
+    said = trial.kohakud("up", "--detach", status=1)
+    assert "the cluster is up: " in said
+    assert re.search(r"kohakud: node2 ended with status \d; it wrote:\n  \| .*vault.sqlite", said)
+    assert f"all of it: {trial.home.logs}/node2.log" in said
+    assert "kohaku node remove node2" in said
+    assert "all else is up; when this is mended: kohakud up --detach" in said
+    assert online(trial) == ["node1", "node3"]
+    pids = [trial.pid(name) for name in ("host", "node1", "node3")]
+    assert all(pids)
+    assert not trial.pid("node2")
+
+    vault.write_bytes(whole)
+    trial.kohakud("up", "--detach")
+    assert online(trial) == ["node1", "node2", "node3"]
+    assert pids == [trial.pid(name) for name in ("host", "node1", "node3")]
+
+
+def test_up_in_the_foreground_stays_with_those_that_came(trial: Trial) -> None:
+    trial.kohakud("up", "--detach", "--runners", "2")
+    trial.kohakud("down")
+    (trial.home.runner("node2") / "vault.sqlite").write_bytes(b"x" * 4096)
+    with trial.popen("up") as process:
+        assert process.stderr is not None
+        while "all else is up" not in process.stderr.readline():
+            assert process.poll() is None
+        assert online(trial) == ["node1"]
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert not trial.pid("host")
 
 
 def test_a_context_in_use_stays_in_use(trial: Trial) -> None:

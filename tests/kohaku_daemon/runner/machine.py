@@ -9,8 +9,9 @@ from typing import Any
 
 from kohaku_daemon.backends.mock import MockBackend, MockWorld
 from kohaku_daemon.core.node.records import LaunchRecord
+from kohaku_daemon.runner.backend_kit import BackendKit
 from kohaku_daemon.runner.config import RunnerConfig
-from kohaku_daemon.runner.daemon import VAULT, BackendKit, Runner
+from kohaku_daemon.runner.daemon import VAULT, Runner
 from kohaku_daemon.runner.memory import Identity, Memory
 from kohaku_daemon.store.vault import Vault
 from kohaku_daemon.supervise import spawn

@@ -161,7 +161,7 @@ async def test_output_of_an_earlier_version_is_read_trimmed_and_removed(tmp_path
     logs.finish(KEY)
     assert logs.sweep(time.time(), live=()) == []
     assert logs.sweep(time.time() + 4000, live=()) == [KEY]
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ["removed"]
 
 
 @given(
@@ -258,7 +258,7 @@ def open_files(folder: Path) -> Iterator[str]:
 
 
 async def test_a_launch_that_has_no_output_here_is_named(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="output of task 7, attempt 1, is not on this node"):
+    with pytest.raises(NotFound, match="output of task 7, attempt 1, is not on its node: it"):
         await read(logs_in(tmp_path), wanted())
 
 
@@ -482,7 +482,7 @@ def test_old_output_goes_unless_its_launch_is_live(tmp_path: Path) -> None:
     append(logs.paths("3-1").stderr, b"still writing")
     assert logs.sweep(now, live={"1-2"}) == ["1-1"]
     left = ["1-2.stderr", "1-2.stdout", "2-1.stderr", "2-1.stdout", "3-1.stderr", "3-1.stdout"]
-    assert sorted(os.listdir(tmp_path)) == [*left, "not ours"]
+    assert sorted(os.listdir(tmp_path)) == [*left, "not ours", "removed"]
 
 
 def test_the_time_is_counted_from_the_end(tmp_path: Path) -> None:
@@ -501,3 +501,41 @@ def test_the_oldest_goes_first_when_there_is_too_much(tmp_path: Path) -> None:
     aged(logs, "6-1", 1, now, size=100_000)
     assert logs.sweep(now, live={"2-1"}) == ["1-1", "3-1", "4-1"]
     assert logs.sweep(now, live={"2-1"}) == []
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["same run", "after a restart"])
+async def test_output_that_was_removed_does_not_pass_for_an_empty_one(
+    tmp_path: Path, *, again: bool
+) -> None:
+    logs = logs_in(tmp_path, most=MIB)
+    append(logs.new_paths(KEY).stdout, lines(0, 100_000))
+    assert logs.sweep(time.time() + 100, live=()) == [KEY]
+    if again:
+        logs = logs_in(tmp_path, most=MIB)
+    with pytest.raises(NotFound) as refused:
+        async with aclosing(logs.read(KEY, wanted(), ended, is_known=True)) as items:
+            _ = [item async for item in items]
+    assert refused.value.message == (
+        "the output of task 7, attempt 1, was removed: its node keeps output for 1h after its "
+        "task has ended (log_keep), and 1 MiB in all (log_total)"
+    )
+    # Its neighbour wrote nothing, which is no loss to be told.
+    async with aclosing(logs.read("7-2", wanted(), ended, is_known=True)) as items:
+        assert [item async for item in items] == [LogEnd(0, 0)]
+    # In another cluster a launch of that name has nothing to do with it.
+    logs.new_paths(KEY)
+    async with aclosing(logs.read(KEY, wanted(), ended, is_known=True)) as items:
+        assert [item async for item in items] == [LogEnd(0, 0)]
+
+
+def test_what_cannot_be_noted_is_noted_at_a_later_sweep(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "removed").mkdir()  # as a disk that takes nothing: it cannot be opened
+    logs = logs_in(tmp_path, most=0)
+    append(logs.new_paths(KEY).stdout, b"x")
+    assert logs.sweep(time.time() + 100, live=()) == [KEY]
+    assert "cannot note which output was removed" in caplog.text
+    (tmp_path / "removed").rmdir()
+    assert logs.sweep(time.time() + 100, live=()) == []
+    assert (tmp_path / "removed").read_text() == f"\n{KEY} removed\n"

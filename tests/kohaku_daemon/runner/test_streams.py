@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
+from kohaku_daemon.runner.logs import TaskLogs
 from protocol.ids import TaskId
 from protocol.messages.runner import AttemptState, OrderKill, OrderStream
 from protocol.messages.stream import LogChunk, LogEnd, OpenLogs, Source
@@ -132,3 +134,23 @@ async def test_a_stalled_reader_holds_up_nothing_else(host: FakeHost, machine: M
 
 def _jobs(name: str) -> list[str]:
     return [job.get_name() for job in asyncio.all_tasks() if job.get_name() == name]
+
+
+async def test_who_reads_what_was_removed_is_told_so(host: FakeHost, machine: Machine) -> None:
+    await machine.start()
+    for task in (1, 2):
+        host.order(a_start(task))
+        await machine.settled(f"{task}-1")
+    machine.write("1-1", "line\n" * 100_000)
+    await machine.stop()
+    logs = TaskLogs(machine.config.data / "logs", cap=2**20, keep_s=3600.0, most=0)
+    assert "1-1" in logs.sweep(time.time() + 100, live=())
+    await machine.start()
+    host.order(a_stream("removed", 1), a_stream("empty", 2))
+    await until(lambda: {"removed", "empty"} <= host.ended_streams)
+    (end,) = host.streams["removed"]
+    assert isinstance(end, LogEnd)
+    assert end.error[0] == "not_found"
+    assert "the output of task 1, attempt 1, was removed" in end.error[1]
+    # The other one wrote nothing.
+    assert host.streams["empty"] == [LogEnd(0, 0)]
