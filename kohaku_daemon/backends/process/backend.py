@@ -128,10 +128,11 @@ class ProcessBackend:
     async def open(self) -> BackendInfo:
         """Make ready, and find out by trials what this machine allows."""
         try:
+            # First, and not from the disk: without it nothing is told apart from before a reboot.
+            self._boot = tree.read_boot_id()
             # Tasks may pass through it, as the trial does, but list nothing.
             self._root.mkdir(parents=True, exist_ok=True)
             self._root.chmod(0o711)
-            self._boot = tree.read_boot_id()
             site = await asyncio.to_thread(find_site, self._settings.cgroup_root, self._site_name)
             self._site = site
             hoped = Means(namespaces=True, site=site, users=find_users(self._settings))

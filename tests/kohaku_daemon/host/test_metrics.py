@@ -69,4 +69,3 @@ async def test_tasks_nodes_and_commits_are_counted(host: RunningHost) -> None:
     assert samples["kohaku_placement_seconds_count", ()] >= 1
     assert samples["kohaku_commit_seconds_count", ()] >= 3
     assert samples["kohaku_commit_seconds_sum", ()] > 0
-
