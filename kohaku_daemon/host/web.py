@@ -162,6 +162,10 @@ class _Routes:
                 response.headers["WWW-Authenticate"] = "Bearer"
         except web.HTTPException as error:
             response = web.Response(status=error.status, text=error.text)
+        except ConnectionError as error:
+            # It went away before it could be answered, which is its own affair.
+            _log.debug("a peer went away: %s", error)
+            response = web.Response(status=400)
         if not response.prepared:
             response.force_close()
         return response

@@ -354,6 +354,7 @@ class NodeEngine:
                 self._out.append(RemoveLaunch(record.launch, record.handle))
             # What stays is a fence, and needs no more than its end.
             del self._records[key]
+            self._unknown.discard(key)  # of an earlier run: the host knows more than we do
             self._settled[key] = record.report()
             record.settled = True
             record.launch = replace(record.launch, spec=_NO_SPEC)

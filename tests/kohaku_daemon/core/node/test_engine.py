@@ -662,3 +662,13 @@ class AtMostOnce(RuleBasedStateMachine):
 
 TestAtMostOnce = AtMostOnce.TestCase
 TestAtMostOnce.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+
+
+def test_what_the_host_knows_the_end_of_is_waited_for_no_longer() -> None:
+    engine = NodeEngine()
+    record = LaunchRecord(launch=a_launch(TaskId(1)), handle=a_handle("h1"), at=1.0)
+    engine.recover([record], 1.0)
+    assert not engine.is_recovered
+    ended = AttemptReport(task=TaskId(1), attempt=1, state=AttemptState.ENDED, exit=DONE)
+    engine.handle(ReportsTaken((ended,)), 2.0)
+    assert engine.is_recovered
