@@ -71,7 +71,7 @@ def restore(
         _refuse_cluster(data)
         try:
             _make_ready(ready, source, manifest, now, resume=resume)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: a half-made cluster would be in the next one's way
             shutil.rmtree(ready, ignore_errors=True)
             raise
         (data / "host.url").unlink(missing_ok=True)

@@ -169,7 +169,7 @@ async def _start_keeper(root: Path, log: Path) -> Conversation:
         await asyncio.to_thread(process.wait)
         loop = asyncio.get_running_loop()
         _, conversation = await loop.create_connection(Conversation, sock=ours)
-    except BaseException:
+    except BaseException:  # whatever it was, cancellation too: no process is left without a link
         ours.close()
         process.kill()
         process.wait()

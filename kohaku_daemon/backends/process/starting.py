@@ -78,7 +78,7 @@ class Starter:
                 init = self._enter_namespaces(plan, ways_back)
                 try:
                     return Program(self._start_inside(plan, sinks, doors), init)
-                except BaseException:
+                except BaseException:  # whatever it was, no init is left behind
                     _end(init)
                     raise
 
@@ -200,7 +200,7 @@ def _enter_walls(plan: LaunchPlan) -> int:
         write = -1
         if not os.read(read, 1):  # it mounts /proc, which only a process inside can
             raise OSError(errno.EPERM, "cannot mount it", "/proc")
-    except BaseException:
+    except BaseException:  # whatever it was, no init is left behind
         _end(init)
         raise
     finally:
