@@ -9,6 +9,7 @@ Exit statuses: 0 done, 1 it failed, 2 the command line or a setting is wrong.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -206,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
 
     up = _add(commands, "up", _up, "Start a whole cluster on this machine.")
     up.add_argument("--detach", action="store_true", help="return when it is ready")
-    up.add_argument("--runners", metavar="N", type=int, help="node1 to nodeN; 1 by default")
+    up.add_argument("--runners", metavar="N", type=_whole, help="node1 to nodeN; 1 by default")
     up.add_argument("--listen", metavar="ADDR:PORT", help="port 0 picks a free one")
     up.add_argument("--backend", metavar="NAME", help="what tasks run in")
 
@@ -279,6 +280,12 @@ def _listen(text: str | None) -> dict[str, Any]:
             f"{text!r} is no address to listen on", hint="write ADDR:PORT, such as 127.0.0.1:8000"
         )
     return {"listen": address.strip("[]"), "port": int(port)}
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"-?[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
 
 
 def _label(text: str) -> tuple[str, str]:

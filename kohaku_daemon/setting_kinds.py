@@ -7,13 +7,15 @@ Knows: one ``Kind`` for each type hint that a settings class may use:
 * ``Size``: bytes, takes ``4096`` or ``"64Mi"``; ``Cores``: takes ``"0-3,8"`` or ``[0, 1]``
 * ``Annotated[int, Between(least, most)]``, ``Annotated[float, Between(least, most)]``
 * ``tuple[str, ...]``, ``tuple[Path, ...]``: a list; ``dict[str, str]``: a table of names and values
-* ``X | None``: as ``X``, or ``"auto"`` for None
+* ``X | None``: as ``X``, or ``"auto"`` for None; ``FileOrNone``: a path, or ``""`` for None
+* ``Address``: an IP address or the name of a machine
 
 Does not know: keys, files, the environment.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import types
@@ -38,6 +40,10 @@ class Between:
 Size = Annotated[int, "size"]
 #: Numbers of cores as the kernel counts them.
 Cores = Annotated[tuple[int, ...], "cores"]
+#: A file that need not be: where None is that there is none, "auto" would promise one.
+FileOrNone = Annotated[Path | None, "file or none"]
+#: What a socket can be bound to.
+Address = Annotated[str, "address"]
 #: A TCP port; 0 for any free one.
 Port = Annotated[int, Between(0, 65535)]
 
@@ -45,6 +51,12 @@ _WORDS: Final = {"true": True, "yes": True, "on": True, "1": True,
                  "false": False, "no": False, "off": False, "0": False}  # fmt: skip
 #: More cores than any machine has; keeps "0-99999999999" from becoming a list.
 _MOST_CORES: Final = 1 << 16
+#: RFC 1123 section 2.1, and the underscore that some networks use. A last label of digits only
+#: would be a broken IPv4 address.
+_MACHINE_NAME: Final = re.compile(
+    r"(?!(?:.*\.)?[0-9]+$)[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})(?:\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*"
+)
+_LONGEST_NAME: Final = 253
 
 
 class NotOfKind(ValueError):
@@ -144,7 +156,7 @@ def _read_exactly(kind: type) -> Callable[[Any, Path], Any]:
 
 
 def _whole_number(text: str) -> Any:
-    return int(text) if re.fullmatch(r"-?\d{1,18}", text) else text
+    return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else text
 
 
 def _read_duration(raw: Any, _: Path) -> float:
@@ -169,6 +181,20 @@ def _write_size(count: int) -> str:
 def _read_path(raw: Any, base: Path) -> Path:
     text = _must(isinstance(raw, str) and raw and "\0" not in raw, raw)
     return (base / Path(text).expanduser()).absolute()
+
+
+def _read_file_or_none(raw: Any, base: Path) -> Path | None:
+    # "auto" is None for other keys, and was in the template of this one.
+    return None if raw == "" else _read_path(_must(raw != "auto", raw), base)
+
+
+def _read_address(raw: Any, _: Path) -> str:
+    text: str = _must(isinstance(raw, str), raw)
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        _must(len(text) <= _LONGEST_NAME and _MACHINE_NAME.fullmatch(text), raw)
+    return text
 
 
 def _read_list(raw: Any, _: Path) -> tuple[str, ...]:
@@ -212,7 +238,7 @@ def _read_cores(raw: Any, _: Path) -> tuple[int, ...]:
 
 
 def _span(text: str) -> range:
-    ends = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", text)
+    ends = re.fullmatch(r"\s*([0-9]{1,5})(?:-([0-9]{1,5}))?\s*", text)
     if ends is None:
         raise NotOfKind
     return range(int(ends[1]), int(ends[2] or ends[1]) + 1)
@@ -233,6 +259,14 @@ _KINDS: Final[dict[Any, Kind]] = {
         lambda value: _quoted(render_duration(value)),
     ),
     Path: Kind("a path", _read_path, _quoted),
+    "file or none": Kind(
+        'a path, or "" for none',
+        _read_file_or_none,
+        lambda value: _quoted("" if value is None else value),
+    ),
+    "address": Kind(
+        'an IP address or the name of a machine, such as "127.0.0.1"', _read_address, _quoted
+    ),
     tuple[str, ...]: Kind('a list such as ["a", "b"]', _read_list, _write_list, _list_of_text),
     tuple[Path, ...]: Kind(
         'a list of paths such as ["/a", "/b"]', _read_paths, _write_list, _list_of_text

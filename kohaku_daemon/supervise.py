@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
+
+from protocol.errors import KohakuError
 
 T = TypeVar("T")
 
@@ -30,6 +32,29 @@ def spawn(coro: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
     _jobs.add(job)
     job.add_done_callback(_ended)
     return job
+
+
+async def until_one_fails(*works: Coroutine[Any, Any, NoReturn], name: str) -> KohakuError:
+    """Run all until the first fails with an error of ours, and give that; end the others.
+
+    By hand and not by a TaskGroup: before Python 3.13 that one forgets that it was cancelled
+    from outside when a job fails at the same time.
+    """
+    jobs = [spawn(_failure(work), name=name) for work in works]
+    try:
+        done, _ = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
+        return done.pop().result()
+    finally:
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+
+
+async def _failure(work: Coroutine[Any, Any, NoReturn]) -> KohakuError:
+    try:
+        await work
+    except KohakuError as error:
+        return error
 
 
 def _ended(job: asyncio.Task[Any]) -> None:

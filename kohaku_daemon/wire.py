@@ -1,6 +1,6 @@
 """The accepting side of a control connection: an aiohttp request in, calls to a responder out.
 
-Knows: handshake, limits, one job for each call and its turn on the event loop, exactly one
+Knows: handshake, limits, one job for each call and its time on the event loop, exactly one
 reply for each call, what of an error may be told.
 Does not know: what methods do, who may call them. A ``Responder`` does.
 """
@@ -12,13 +12,14 @@ import logging
 import secrets
 from collections.abc import Callable, Coroutine
 from functools import partial
-from time import perf_counter, thread_time
+from struct import Struct
+from time import perf_counter
 from typing import Any, Final, Protocol
 
 import msgspec
 from aiohttp import web
 
-from kohaku_daemon.turns import Purse, Turns
+from kohaku_daemon.loop_time import Account, LoopTime, Purse
 from protocol.carrier import Carrier
 from protocol.errors import BadRequest, Internal, KohakuError, TooLarge, Unavailable
 from protocol.framing import MAX_MESSAGE, decode_value
@@ -37,6 +38,10 @@ from protocol.session import (
 
 _log = logging.getLogger(__name__)
 
+_SMALL_FRAME: Final = Struct("!BB").pack
+_MIDDLING_FRAME: Final = Struct("!BBH").pack
+_LARGE_FRAME: Final = Struct("!BBQ").pack
+
 #: Seconds that handlers have to clean up when their connection is closed.
 _CLEAN_UP_S: Final = 5.0
 
@@ -54,9 +59,14 @@ class ItemSink:
         """How many items the peer takes now."""
         return self._served._session.credit_of(self._number)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether one item, made now, could be sent at once."""
+        return self.credit > 0 and self._served._carrier.has_room
+
     async def ready(self) -> None:
         """Wait until one item, made now, could be sent at once."""
-        while self.credit == 0 or not self._served._carrier.has_room:
+        while not self.is_ready:
             if self.credit == 0:
                 self._more.clear()
                 await self._more.wait()
@@ -70,6 +80,14 @@ class ItemSink:
             TooLarge: The item does not fit a message; the stream goes on without it.
         """
         await self.ready()
+        self.send_now(item)
+
+    def send_now(self, item: msgspec.Struct | msgspec.Raw) -> None:
+        """Send one item while ``is_ready``.
+
+        Raises:
+            TooLarge: The item does not fit a message; the stream goes on without it.
+        """
         self._served._session.send_item(self._number, item)
         self._served._carrier.flush()
 
@@ -109,9 +127,12 @@ class Served:
         door: Door = Door.CLIENT,
         keep_alive_s: float = KEEP_ALIVE_S,
         hello_timeout_s: float = HELLO_TIMEOUT_S,
-        turns: Turns | None = None,
+        loop_time: LoopTime | None = None,
+        account: Account | None = None,
     ) -> None:
-        """``turns`` is the queue that all connections of a daemon share."""
+        """``loop_time`` is what all connections of a daemon share, ``account`` what this one
+        pays from.
+        """
         self._request = request
         self._responder = responder
         self._door = door
@@ -131,16 +152,17 @@ class Served:
             self._take,
             holds_back=True,
             abort=self._abort,
-            pause=self._pause,
+            # In the lane of the calls: what was read is answered before more is.
+            in_steps=lambda reading: self._loop_time.run(reading, self._account, self),
             is_eager=lambda: self.purse.is_empty(perf_counter()),
+            send_now=self._send_now,
         )
         self._jobs: dict[int, asyncio.Task[None]] = {}
         self._sinks: dict[int, ItemSink] = {}
-        self._turns = turns or Turns()
-        #: What pays for the calls: the connection's own, until the responder says whose.
-        self.purse = Purse()
-        #: Seconds that it took to make out what the last call wants.
-        self._taken_s = 0.0
+        #: What has come is being handed on, after which all that is said then is sent.
+        self._is_taking = False
+        self._loop_time = loop_time or LoopTime()
+        self._account = account or Account()
         #: Address of the peer, as seen by the kernel.
         self.address: str = request.remote or ""
         #: Who calls; a free slot for the responder, which fills it when it answers hello.
@@ -149,9 +171,22 @@ class Served:
         #: method that is not there: whom it is told is for the responder to say. Another slot
         #: that the responder fills when it answers hello.
         self.admit: Callable[[Method[Any, Any] | None], None] = lambda _: None
+        #: Asked whether it takes a call that needs no job of its own; raises to refuse the call.
+        #: Whoever takes it calls the function it is given with the answer, at once or later, and
+        #: is not told if the peer wants no more of it. A third such slot.
+        self.take: Callable[[msgspec.Struct, Callable[[msgspec.Struct], None]], bool] = _take_none
 
     def __repr__(self) -> str:
         return f"<Served {self._door} {self.address} {self._session!r}>"
+
+    @property
+    def purse(self) -> Purse:
+        """What pays for all that comes of this connection: for the responder to say whose."""
+        return self._account.purse
+
+    @purse.setter
+    def purse(self, purse: Purse) -> None:
+        self._account.purse = purse
 
     @property
     def transport(self) -> asyncio.BaseTransport | None:
@@ -182,10 +217,21 @@ class Served:
         if self._request.transport is not None:
             self._request.transport.abort()
 
-    # -- What comes in ----------------------------------------------------------------
+    def _send_now(self, messages: list[bytes]) -> bool:
+        """Send messages in one go, if all that was sent before has left.
 
-    async def _pause(self) -> None:
-        await self._turns.rest(self.purse, self._carrier, self._taken_s)
+        aiohttp makes a system call of each, and may wait after it. A server's frames are a
+        header and the message (RFC 6455 section 5.2: not masked, FIN and opcode 2).
+        """
+        transport = self._request.transport
+        if transport is None or transport.is_closing() or self._socket.closed:
+            return False
+        if transport.get_write_buffer_size() > 0:
+            return False
+        transport.write(b"".join([_frame_header(len(data)) + data for data in messages]))
+        return True
+
+    # -- What comes in ----------------------------------------------------------------
 
     def _take(self, event: SessionEvent) -> None:
         match event:
@@ -195,30 +241,32 @@ class Served:
                 if (sink := self._sinks.get(number)) is not None:
                     sink._wake()
             case CancelAsked(id=number):
-                self._jobs[number].cancel()
+                if (job := self._jobs.get(number)) is not None:
+                    job.cancel()
             case _:
                 pass  # notifies nobody here knows; we call nobody, so nobody answers us
 
     def _take_call(self, called: Called) -> None:
         number = called.id
-        began, spent_before = perf_counter(), thread_time()
         try:
             work = self._begin(called)
         except KohakuError as error:
             self._session.fail(number, error)
             return
-        finally:
-            self._taken_s = thread_time() - spent_before
-            self.purse.spend(self._taken_s, began, perf_counter())
+        except Exception as reason:
+            self._session.fail(number, self._explain(reason, called.method))
+            return
+        if work is None:
+            return
         response = self._respond(number, called.method, work)
-        steps = self._turns.run(response, self.purse, self)
+        steps = self._loop_time.run(response, self._account, self)
         job = asyncio.get_running_loop().create_task(steps, name=called.method)
         self._jobs[number] = job
         job.add_done_callback(partial(self._answer, number, called.method))
         job.add_done_callback(partial(_close, response, work))
 
-    def _begin(self, called: Called) -> Coroutine[Any, Any, Any]:
-        """Give the coroutine that answers a call."""
+    def _begin(self, called: Called) -> Coroutine[Any, Any, Any] | None:
+        """Give the coroutine that answers a call, if it was not taken without."""
         method = METHODS.get(called.method)
         if method is not None and method.door not in (self._door, Door.BOTH):
             method = None
@@ -232,7 +280,17 @@ class Served:
         if isinstance(method, StreamingMethod):
             sink = self._sinks[called.id] = ItemSink(self, called.id)
             return self._responder.stream(self, method, params, sink)
+        # Whose purse is empty has a job, which waits for its turn.
+        if not self.purse.is_empty(perf_counter()) and self._is_taken(called.id, method, params):
+            return None
         return self._responder.call(self, method, params)
+
+    def _is_taken(self, number: int, method: Method[Any, Any], params: msgspec.Struct) -> bool:
+        self._is_taking = True
+        try:
+            return self.take(params, partial(self._answer_taken, number, method.name))
+        finally:
+            self._is_taking = False
 
     async def _greet(self, params: Hello) -> Welcome:
         if self._session.is_open:
@@ -260,6 +318,14 @@ class Served:
             self._forget(number)
             self._session.fail(number, self._explain(reason, method))
         self._carrier.flush()
+
+    def _answer_taken(self, number: int, method: str, result: msgspec.Struct) -> None:
+        """Answer a call that has no job. At once if that is while it is taken; else it is what
+        comes last of a commit.
+        """
+        self._reply(number, method, result)
+        if not self._is_taking:
+            self._carrier.flush_now()
 
     def _forget(self, number: int) -> None:
         del self._jobs[number]
@@ -304,6 +370,18 @@ def _close(*work: Any) -> None:
     """Close coroutines of a job that was cancelled before it began them; all others are over."""
     for coroutine in work[:-1]:
         coroutine.close()
+
+
+def _take_none(params: msgspec.Struct, answer: Callable[[msgspec.Struct], None]) -> bool:
+    return False
+
+
+def _frame_header(size: int) -> bytes:
+    if size < 126:
+        return _SMALL_FRAME(0x82, size)
+    if size < 2**16:
+        return _MIDDLING_FRAME(0x82, 126, size)
+    return _LARGE_FRAME(0x82, 127, size)
 
 
 def refuse_foreign_origin(request: web.Request) -> None:

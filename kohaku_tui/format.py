@@ -65,8 +65,11 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def exit_text(end: Exit) -> str:
-    """Say how an attempt ended, such as ``exit code 3`` or ``killed by SIGSEGV: ...``."""
+def exit_text(end: Exit, time_limit_s: float = 0.0) -> str:
+    """Say how an attempt ended, such as ``exit code 3`` or ``ended by SIGSEGV: ...``.
+
+    ``time_limit_s``: what it was allowed, in seconds; 0.0 where that is not known.
+    """
     match end.cause:
         case Cause.EXITED:
             said = f"exit code {end.code}"
@@ -85,7 +88,8 @@ def exit_text(end: Exit) -> str:
         case Cause.NODE_REMOVED:
             said = "its node was removed"
         case Cause.TIME_LIMIT:
-            said = "ended at its time limit"
+            limit = f" of {render_duration(time_limit_s)}" if time_limit_s else ""
+            said = f"ended at its time limit{limit}"
         case Cause.DEPENDENCY | Cause.GANG:
             said = "never began"
         case _:

@@ -8,8 +8,7 @@ Does not know: how the WebSocket came to be, what the events mean.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
 from protocol.session import Called, CloseCode, Ended, Session, SessionEvent
@@ -18,6 +17,8 @@ from protocol.session import Called, CloseCode, Ended, Session, SessionEvent
 ROOM: Final = 256 * 1024
 #: Bytes that may wait before the peer is given up.
 MOST_UNSENT: Final = 8 * 1024 * 1024
+#: Bytes that are sent without waiting whether the peer takes them.
+MOST_NOW: Final = 64 * 1024
 #: Seconds one batch may take to leave before the peer is given up.
 WRITE_TIMEOUT_S: Final = 30.0
 #: Messages of one peer that are taken before everything else on the event loop has a turn: a
@@ -25,7 +26,7 @@ WRITE_TIMEOUT_S: Final = 30.0
 #: the loop for 150 ms.
 TURN: Final = 16
 #: Seconds in which messages are taken before it. Some are large.
-TURN_S: Final = 0.001
+TURN_S: Final = 0.0003
 #: Seconds that last words (the error that answers a refused hello) and the close may take.
 FAREWELL_S: Final = 2.0
 
@@ -65,28 +66,36 @@ class Carrier:
         *,
         holds_back: bool,
         abort: Callable[[], None] | None = None,
-        pause: Callable[[], Awaitable[None]] | None = None,
+        in_steps: Callable[[Coroutine[Any, Any, None]], Coroutine[Any, Any, None]] | None = None,
         is_eager: Callable[[], bool] = lambda: False,
+        send_now: Callable[[list[bytes]], bool] | None = None,
     ) -> None:
         """``holds_back``: read no more while the peer does not read.
 
         For the accepting end only: if both held back, both could wait for each other.
         ``abort`` drops the transport at once, with what a peer that does not read left in it.
-        ``pause`` is awaited after each ``TURN`` and lets the event loop run; else a moment does.
+        ``in_steps`` runs what reads, and may let it wait before each of its steps.
         ``is_eager`` says whether the peer asks for so much that each call is a turn of its own.
+        ``send_now`` sends binary messages without waiting, all or none, and says whether it did:
+        what is said in one turn of the event loop then leaves together, at the turn's end.
         """
         self._socket = socket
         self._session = session
         self._on_event = on_event
         self._holds_back = holds_back
         self._abort = abort
-        self._pause = pause or partial(asyncio.sleep, 0)
+        self._in_steps = in_steps
         self._is_eager = is_eager
+        self._send_now = send_now
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[Ended] = self._loop.create_future()
         self._to_write = asyncio.Event()
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0
+        #: Messages are taken from ``_unsent`` at the end of this turn.
+        self._is_planned = False
+        #: Messages were taken from it and have not left.
+        self._is_writing = False
         self._room = asyncio.Event()
         self._room.set()
         self._idle = asyncio.Event()
@@ -104,11 +113,25 @@ class Carrier:
 
     def flush(self) -> None:
         """Have sent what the session has to send, and its timer set anew."""
+        self._collect()
+        if self._unsent and not self._is_planned:
+            if self._send_now is None:
+                self._to_write.set()
+            else:
+                self._is_planned = True
+                self._loop.call_soon(self._send_planned)
+
+    def flush_now(self) -> None:
+        """As ``flush``, for whoever knows that this turn says no more: it need not end first."""
+        self._collect()
+        if self._unsent:
+            self._is_planned = True
+            self._send_planned()
+
+    def _collect(self) -> None:
         for data in self._session.data_to_send():
             self._unsent.append(data)
             self._unsent_bytes += len(data)
-        if self._unsent:
-            self._to_write.set()
             self._idle.clear()
         if self._unsent_bytes > ROOM:
             self._room.clear()
@@ -122,19 +145,24 @@ class Carrier:
 
     async def run(self) -> Ended:
         """Carry until the session ends; give why it did. The WebSocket is closed then."""
-        async with asyncio.TaskGroup() as jobs:
-            reader = jobs.create_task(self._read(), name="carrier.read")
-            writer = jobs.create_task(self._write(), name="carrier.write")
-            self.flush()
-            try:
-                ended = await self._over
-                await self._say_farewell(ended)
-            finally:
-                if self._timer is not None:
-                    self._timer.cancel()
-                self._room.set()
-                reader.cancel()
-                writer.cancel()
+        reading = self._read()
+        steps = reading if self._in_steps is None else self._in_steps(reading)
+        try:
+            async with asyncio.TaskGroup() as jobs:
+                reader = jobs.create_task(steps, name="carrier.read")
+                writer = jobs.create_task(self._write(), name="carrier.write")
+                self.flush()
+                try:
+                    ended = await self._over
+                    await self._say_farewell(ended)
+                finally:
+                    if self._timer is not None:
+                        self._timer.cancel()
+                    self._room.set()
+                    reader.cancel()
+                    writer.cancel()
+        finally:
+            reading.close()  # it may never have begun; else it is over
         return ended
 
     async def _read(self) -> None:
@@ -154,12 +182,12 @@ class Carrier:
             if self._holds_back and not self._room.is_set():
                 # Its own calls make what it does not read: take no more until it does.
                 await self._room.wait()
-            is_call = any(isinstance(event, Called) for event in events)
+            is_call = bool(events) and isinstance(events[0], Called)  # a message is one at most
             left -= TURN if is_call and self._is_eager() else 1
             if left <= 0 or busy_s > TURN_S:
                 # What has arrived already is given out without a wait, however much it is.
                 left, busy_s = TURN, 0.0
-                await self._pause()
+                await asyncio.sleep(0)
 
     async def _take(self, message: Any) -> list[SessionEvent] | None:
         """Take one message of the socket; None if it was the last."""
@@ -187,15 +215,31 @@ class Carrier:
         finally:
             self._idle.set()  # nobody is left to wait for
 
+    def _send_planned(self) -> None:
+        """Send what this turn has said at once, or leave it to who can wait for the peer."""
+        if not self._is_planned:
+            return  # it has left
+        self._is_planned = False
+        send_now = None if self._is_writing or self._unsent_bytes > MOST_NOW else self._send_now
+        if send_now is None or not send_now(self._unsent):
+            self._to_write.set()
+            return
+        self._unsent.clear()
+        self._unsent_bytes = 0
+        self._room.set()
+        self._idle.set()
+
     async def _write_on(self) -> None:
         while True:
             await self._to_write.wait()
             self._to_write.clear()
             batch, self._unsent = self._unsent, []
+            self._is_writing = True
             async with asyncio.timeout(WRITE_TIMEOUT_S):
                 for data in batch:
                     await self._socket.send_bytes(data)
                     self._unsent_bytes -= len(data)
+            self._is_writing = False
             if self._unsent_bytes <= ROOM:
                 self._room.set()
             if self._unsent_bytes == 0:
@@ -205,7 +249,7 @@ class Carrier:
         for event in events:
             if not isinstance(event, Ended):
                 self._on_event(event)
-        self.flush()
+        self.flush_now()
 
     def _take_close(self, kind: str, message: Any) -> None:
         code = self._socket.close_code or CloseCode.BROKEN

@@ -71,7 +71,9 @@ def parse_url(text: str) -> str:
         parts = urlsplit(f"http://{text}" if bare else text)
         scheme = _SCHEMES[parts.scheme]
         port, host = parts.port, parts.hostname
-        if not host or parts.username or parts.path.strip("/") or parts.query or parts.fragment:
+        if not host or " " in host or not host.isprintable():
+            raise ValueError(text)
+        if parts.username or parts.path.strip("/") or parts.query or parts.fragment:
             raise ValueError(text)
     except (ValueError, KeyError):
         raise BadRequest(

@@ -27,6 +27,7 @@ from protocol.errors import (
     from_wire,
     to_wire,
 )
+from protocol.mismatch import explain_mismatch
 
 T = TypeVar("T")
 
@@ -201,7 +202,7 @@ def decode_value(data: bytes | msgspec.Raw, kind: type[T], subject: str) -> T:
     except RecursionError:
         raise BadRequest(f"{subject}: nested too deeply") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as reason:
-        raise BadRequest(f"{subject}: {_render_reason(reason)}") from None
+        raise BadRequest(f"{subject}: {explain_mismatch(reason, kind)}") from None
 
 
 def decode_answer(data: msgspec.Raw, kind: type[T], subject: str) -> T:
@@ -353,11 +354,3 @@ def _bounded(frame: tuple[object, ...], subject: str) -> bytes:
 def _plain_body(error: KohakuError) -> ErrorBody:
     message = error.message.encode("utf-8", "replace").decode()[:2000]
     return ErrorBody(error.code, message, error.hint.encode("utf-8", "replace").decode()[:1000])
-
-
-def _render_reason(reason: Exception) -> str:
-    """Turn ``Expected `int`, got `str` - at `$.spec.cores``` into words of ours."""
-    text, _, path = str(reason).partition(" - at `")
-    where = path.rstrip("`").removeprefix("$").removeprefix(".")
-    text = text[:1].lower() + text[1:]
-    return f"{where}: {text}" if where else text

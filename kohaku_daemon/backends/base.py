@@ -7,7 +7,7 @@ runner's event loop and must not block it; each raises only ``BackendFailed``.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -35,7 +35,7 @@ class TaskFolders:
 
 
 #: Called once for a launch, on the event loop, when its end is known: exit, started, ended (UTC s).
-OnExit = Callable[[Exit, float, float], Awaitable[None]]
+OnExit = Callable[[Exit, float, float], None]
 
 
 class Backend(Protocol):

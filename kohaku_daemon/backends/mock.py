@@ -22,7 +22,7 @@ import asyncio
 import itertools
 import secrets
 import signal
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -30,7 +30,6 @@ from typing import Final
 from kohaku_daemon.backends.base import BackendFailed, OnExit, TaskFolders
 from kohaku_daemon.clock import Clock, SystemClock
 from kohaku_daemon.core.workload import Finding, Found, Handle, Launch, Started
-from kohaku_daemon.supervise import spawn
 from protocol.ids import TaskId
 from protocol.models.node import BackendInfo, TaskReading
 from protocol.models.task import Cause, Exit
@@ -309,15 +308,11 @@ class MockBackend:
         run.settle(now)
         if run.exit is not None:
             on_exit = self._watched.pop(key)
-            job = on_exit(run.exit, run.started_at, run.ended_at)
-            spawn(_await(job), name=f"end of mock {key}")
+            loop = asyncio.get_running_loop()  # never within ``watch`` itself
+            loop.call_soon(on_exit, run.exit, run.started_at, run.ended_at)
         elif run.find_next() < _FOREVER:
             loop = asyncio.get_running_loop()
             self._timers[key] = loop.call_later(run.find_next() - now, self._look, key)
-
-
-async def _await(job: Awaitable[None]) -> None:
-    await job
 
 
 def _append(path: Path, text: str) -> None:

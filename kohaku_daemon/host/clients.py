@@ -13,7 +13,7 @@ from kohaku_daemon.host.guard import vouch
 from kohaku_daemon.host.handlers.calls import CALLS
 from kohaku_daemon.host.handlers.watch import watch
 from kohaku_daemon.host.parts import Call, Parts
-from kohaku_daemon.turns import Purse
+from kohaku_daemon.loop_time import Purse
 from kohaku_daemon.wire import ItemSink, Served
 from protocol.errors import Forbidden, Unauthenticated, Unsupported
 from protocol.ids import UserName
@@ -38,7 +38,7 @@ class ClientDoor:
         served.admit = partial(self._admit, actor)
         if actor is not STRANGER:
             served.purse = self._purses.setdefault(actor.user, Purse())
-            vouch(served.transport)
+            vouch(served.transport, served.purse)
         return welcome(self._parts, params, actor)
 
     async def call(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from kohaku_daemon.plaintext import check_plaintext
-from kohaku_daemon.setting_kinds import Between, Port
+from kohaku_daemon.setting_kinds import Address, Between, Port
 from kohaku_daemon.settings import Sources, collect, render
 from protocol.errors import BadRequest
 from protocol.home import config_dir, data_dir
@@ -33,7 +33,7 @@ class HostConfig:
     #: admin.token. Only the host's own user may read it.
     data: Path
     #: Address to listen on; "0.0.0.0" or "::" for all of the machine's.
-    listen: str = "127.0.0.1"
+    listen: Address = "127.0.0.1"
     #: Port to listen on; 0 for any free one.
     port: Port = 8000
     #: Let clients and runners on other machines connect without encryption: whoever can read

@@ -15,10 +15,11 @@ from aiohttp import web
 
 from kohaku_daemon.clock import Clock, SystemClock
 from kohaku_daemon.core.access.tokens import TokenKind, make_token, token_digest, token_prefix
-from kohaku_daemon.core.cluster.engine import ClusterEngine, restore_engine
+from kohaku_daemon.core.cluster.engine import ClusterEngine
 from kohaku_daemon.core.cluster.events import Ticked
 from kohaku_daemon.core.cluster.fleet import Fleet
 from kohaku_daemon.core.cluster.records import PutDocument, TokenRecord
+from kohaku_daemon.core.cluster.recovery import restore_engine
 from kohaku_daemon.core.cluster.state import ClusterState
 from kohaku_daemon.host.config import HostConfig
 from kohaku_daemon.host.gate import Gate
@@ -108,7 +109,8 @@ def _make_parts(
         lost_after_s=config.lost_after_s,
     )
     live = list(store.live_tasks())
-    restore_engine(engine, store.batches({task.batch for task in live}).values(), live, now)
+    batches = store.batches({task.batch for task in live}).values()
+    restore_engine(engine, batches, live, store.standing, now)
     hub = Hub(secrets.token_hex(8))
     links = Links()
     waiting = WaitingRoom()

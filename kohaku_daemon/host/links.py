@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 import msgspec
 
 from kohaku_daemon.wire import ItemSink, Served
+from protocol.errors import TooLarge
 from protocol.ids import NodeName
 from protocol.messages.runner import Order
 
@@ -43,33 +46,45 @@ class RunnerLink:
     #: ``asyncio``'s clock, at the last sign of life.
     heard_at: float = 0.0
     _orders: deque[Order] = field(default_factory=deque)
+    #: Where orders go, while the runner takes them.
+    _sink: ItemSink | None = None
     _more: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def put(self, order: Order) -> None:
-        """Let an order go out as soon as the runner takes it."""
-        self._orders.append(order)
-        self._more.set()
+    def put(self, *orders: Order) -> None:
+        """Let orders go out as soon as the runner takes them."""
+        self._orders.extend(orders)
+        sink = self._sink
+        if sink is not None and sink.is_ready and not self._more.is_set():
+            with suppress(TooLarge):  # an order that fits no message ends the stream: see below
+                self._send_group(sink)
+        if self._orders:
+            self._more.set()
 
     async def pass_orders(self, sink: ItemSink) -> None:
         """Send orders in groups until cancelled."""
-        while True:
-            await self._more.wait()
-            await sink.ready()
-            await sink.send(_WrittenOrders(self._take_group()))
-            if not self._orders:
-                self._more.clear()
+        self._sink = sink
+        try:
+            while True:
+                await self._more.wait()
+                await sink.ready()
+                self._send_group(sink)
+                if not self._orders:
+                    self._more.clear()
+        finally:
+            self._sink = None
 
-    def _take_group(self) -> list[msgspec.Raw]:
+    def _send_group(self, sink: ItemSink) -> None:
         group: list[msgspec.Raw] = []
         left = _GROUP_BYTES
-        while self._orders and len(group) < _GROUP:
-            written = _encode(self._orders[0])
+        for order in islice(self._orders, _GROUP):
+            written = _encode(order)
             left -= len(written)
             if group and left < 0:
                 break
-            self._orders.popleft()
             group.append(msgspec.Raw(written))
-        return group
+        sink.send_now(_WrittenOrders(group))
+        for _ in group:
+            self._orders.popleft()
 
 
 @dataclass(slots=True)

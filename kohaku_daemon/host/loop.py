@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol, TypeVar, cast
 
 from kohaku_daemon.clock import Clock
 from kohaku_daemon.core.cluster.actions import (
     Answer,
+    AnswerLater,
     CloseLink,
     NodeChanged,
     ReadingsChanged,
@@ -32,6 +33,7 @@ from kohaku_daemon.core.cluster.events import (
     PlacementDue,
     StoreFailing,
     StoreWell,
+    WorkDue,
 )
 from kohaku_daemon.core.cluster.records import (
     AuditRecord,
@@ -43,6 +45,7 @@ from kohaku_daemon.core.cluster.records import (
 )
 from kohaku_daemon.host.meters import Meters
 from kohaku_daemon.host.subscriptions import TaskChange
+from kohaku_daemon.host.writer import Writer
 from kohaku_daemon.store.documents import Documents
 from kohaku_daemon.store.tasks import Group, TaskStore, batch_row, task_row
 from protocol.errors import Unavailable
@@ -64,7 +67,11 @@ _Kept = (
     | SendOrder
     | CloseLink
     | Answer
+    | AnswerLater
 )
+
+#: Told what comes of a request, once that is committed.
+_Answered = Callable[[object], None]
 
 _log = logging.getLogger(__name__)
 
@@ -77,8 +84,8 @@ _PATIENCE_S: Final = 5.0
 class World(Protocol):
     """What the loop tells of committed changes."""
 
-    def send_order(self, node: NodeName, order: Order) -> None:
-        """Pass an order to a runner if its link is open."""
+    def send_orders(self, node: NodeName, orders: Sequence[Order]) -> None:
+        """Pass orders to a runner if its link is open."""
 
     def close_link(self, node: NodeName, reason: str) -> None:
         """Close a runner's link."""
@@ -151,7 +158,7 @@ class _Gathering:
     orders: list[SendOrder | CloseLink] = field(default_factory=list)
     nodes: dict[NodeName, None] = field(default_factory=dict)
     readings: dict[NodeName, None] = field(default_factory=dict)
-    answers: list[tuple[asyncio.Future[object], object]] = field(default_factory=list)
+    answers: list[tuple[_Answered, object]] = field(default_factory=list)
     reads: list[_Read] = field(default_factory=list)
 
     def is_empty(self) -> bool:
@@ -188,9 +195,11 @@ class HostLoop:
         #: Those who wait in ``read``.
         self._readers: set[_Read] = set()
         #: One thread: commits are one after the other, and SQLite is used by one at a time.
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._writer = Writer()
         #: Those who wait for an answer and are not patient.
         self._impatient: set[asyncio.Future[object]] = set()
+        #: Those whose answers come when long work is done, by the number these will have.
+        self._later: dict[int, _Answered] = {}
         #: Why the last commit failed; empty while commits succeed.
         self.trouble = ""
         #: The same in few words that anybody may read.
@@ -215,7 +224,7 @@ class HostLoop:
                 hint="reads go on; an operator has to look at the host's disk",
             )
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        refusal = self._handle(event, future)
+        refusal = self._handle(event, partial(_resolve, future))
         self._wake.set()
         if refusal is not None:
             if audit is not None:
@@ -231,11 +240,24 @@ class HostLoop:
         finally:
             self._impatient.discard(future)
 
+    def ask_later(self, event: ClusterEvent, answer: Callable[[object], None]) -> None:
+        """Handle a patient request, and have ``answer`` called once all it changed is committed.
+
+        As ``ask`` for who need not wait: it costs no job and no turn of the event loop.
+
+        Raises:
+            KohakuError: The engine refused it.
+        """
+        refusal = self._handle(event, answer)
+        self._wake.set()
+        if refusal is not None:
+            raise refusal.error
+
     def tell(self, event: ClusterEvent) -> None:
         """Handle something that happened and that nobody waits for."""
         self._happen(event)
         # Most heartbeats change nothing that anybody wants: they cost no turn of the loop.
-        if not (self._gathering.is_empty() and self._engine.state.backlog.is_settled):
+        if not (self._gathering.is_empty() and self._engine.is_settled):
             self._wake.set()
 
     def audit(self, record: AuditRecord, outcome: str = "ok") -> None:
@@ -288,7 +310,7 @@ class HostLoop:
             # Nobody was told of them, so nobody relies on them.
             _log.error("stopping without the last changes, which cannot be stored: %s", error)
         finally:
-            self._writer.shutdown()
+            self._writer.close()
 
     def stop(self) -> None:
         """Let ``run`` end once everything is committed, or cannot be."""
@@ -300,18 +322,18 @@ class HostLoop:
         if refusal is not None:
             _log.warning("%s was refused: %s", type(event).__name__, refusal.error)
 
-    def _handle(self, event: ClusterEvent, future: asyncio.Future[object] | None) -> Refuse | None:
+    def _handle(self, event: ClusterEvent, answered: _Answered | None) -> Refuse | None:
         refusal = None
         for action in self._engine.handle(event, self._clock.now()):
             if isinstance(action, Refuse):
                 refusal = action
             else:
-                self._gather(action, future)
+                self._gather(action, answered)
         return refusal
 
-    def _gather(self, action: _Kept, future: asyncio.Future[object] | None) -> None:
+    def _gather(self, action: _Kept, answered: _Answered | None) -> None:
         gathering = self._gathering
-        # The common ones first: seven of ten are these three.
+        # The common ones first: nearly all are these four.
         if type(action) is SaveTask:
             gathering.tasks[action.task.id] = action
             return
@@ -321,36 +343,45 @@ class HostLoop:
         if type(action) is SendOrder:
             gathering.orders.append(action)
             return
+        if type(action) is ReadingsChanged:
+            if self._world.wants_nodes():
+                gathering.readings[action.node] = None
+            else:
+                self._world.nodes_skipped()
+            return
         match action:
-            case SaveTask() | NodeChanged() | SendOrder():
+            case SaveTask() | NodeChanged() | SendOrder() | ReadingsChanged():
                 pass
             case CloseLink():
                 gathering.orders.append(action)
-            case ReadingsChanged(node):
-                if self._world.wants_nodes():
-                    gathering.readings[node] = None
-                else:
-                    self._world.nodes_skipped()
             case SaveBatch(new):
                 gathering.batches.append(new)
             case SaveEvent(event):
                 gathering.events.append(event)
             case PutDocument() | DropDocument():
                 gathering.documents.append(action)
-            case Answer(value):
-                if future is not None:
-                    gathering.answers.append((future, value))
+            case Answer(value, number):
+                if number:
+                    answered = self._later.pop(number, None)
+                if answered is not None:
+                    gathering.answers.append((answered, value))
+            case AnswerLater(number):
+                if answered is not None:
+                    self._later[number] = answered
 
     async def _commit(self) -> None:
         backlog = self._engine.state.backlog
+        if self._engine.has_work:
+            self._happen(WorkDue())
         if not backlog.is_settled:
             began = self._clock.monotonic()
             self._happen(PlacementDue())
             self._meters.placements.observe(self._clock.monotonic() - began)
-            if not backlog.is_settled:
-                self._wake.set()  # what more fits is placed once this group is written
+        if not self._engine.is_settled:
+            self._wake.set()  # what more there is to do is done once this group is written
         gathering, self._gathering = self._gathering, _Gathering()
         if gathering.is_empty():
+            await asyncio.sleep(0)  # nothing to write, and perhaps more to do: others first
             return
         # Encoded here and now: the engine goes on changing the records during the commit.
         shown = self._view(gathering)
@@ -388,11 +419,10 @@ class HostLoop:
         """
         if not (group.batches or group.tasks or group.events or group.audits or documents):
             return
-        loop = asyncio.get_running_loop()
         while True:
             began = self._clock.monotonic()
             try:
-                await loop.run_in_executor(self._writer, self._write_now, group, documents)
+                await self._writer.run(partial(self._write_now, group, documents))
             except Unavailable as error:
                 self._note_trouble(error)
                 if self._stopping:
@@ -443,12 +473,16 @@ class HostLoop:
         self._store.write(group)
 
     def _release(self, gathering: _Gathering, shown: _Shown) -> None:
+        orders: dict[NodeName, list[Order]] = {}
         for order in gathering.orders:
             match order:
                 case SendOrder(node, what):
-                    self._world.send_order(node, what)
+                    orders.setdefault(node, []).append(what)
                 case CloseLink(node, reason):
+                    self._world.send_orders(node, orders.pop(node, ()))
                     self._world.close_link(node, reason)
+        for node, what_to_do in orders.items():
+            self._world.send_orders(node, what_to_do)
         self._world.tasks_changed(shown.tasks)
         if shown.nodes is not None and shown.readings is not None:
             self._world.nodes_changed(shown.nodes, shown.readings)
@@ -456,8 +490,12 @@ class HostLoop:
             self._world.nodes_skipped()
         for event in gathering.events:
             self._world.event_told(event)
-        for future, value in gathering.answers:
-            if not future.done():
-                future.set_result(value)
+        for answered, value in gathering.answers:
+            answered(value)
         for read in gathering.reads:
             read.tell()
+
+
+def _resolve(future: asyncio.Future[object], value: object) -> None:
+    if not future.done():
+        future.set_result(value)

@@ -11,7 +11,7 @@ Does not know: nodes, tasks, attempts; which reports count is the engine's to sa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from msgspec.structs import replace
@@ -63,14 +63,17 @@ def check_readings(readings: Readings) -> None:
     for disk in readings.disks:
         sizes += (disk.total, disk.free)
     for gpu in readings.gpus:
-        floats.append(gpu.used_percent)
-        said = (gpu.temperature, gpu.power, gpu.power_limit, gpu.fan_percent)
-        floats += (number for number in said if number is not None)
+        # What a GPU does not say is as good as nothing.
+        floats += (
+            gpu.used_percent, gpu.temperature or 0.0, gpu.power or 0.0, gpu.power_limit or 0.0,
+            gpu.fan_percent or 0.0,
+        )  # fmt: skip
         sizes.append(gpu.memory_used)
     for task in readings.tasks:
         floats += (task.cpu_s, task.cpu_percent)
         sizes += (task.task, task.memory, task.processes)
-    if not all(map(math.isfinite, floats)):
+    # A sum that is finite has no term that is not; one that is not may have run over.
+    if not math.isfinite(sum(floats)) and not all(map(math.isfinite, floats)):
         raise BadRequest("the readings: one is not a finite number")
     _check_sizes("the readings", sizes)
 
@@ -116,7 +119,9 @@ def _check_distinct(subject: str, numbers: Iterable[int], *, most: int) -> None:
         seen.add(number)
 
 
-def _check_sizes(subject: str, sizes: Iterable[int]) -> None:
+def _check_sizes(subject: str, sizes: Sequence[int]) -> None:
+    if sizes and min(sizes) >= 0 and max(sizes) <= _LARGEST:
+        return
     for size in sizes:
         if not 0 <= size <= _LARGEST:
             raise BadRequest(f"{subject}: {size} is no size or number of anything")

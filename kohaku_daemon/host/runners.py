@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -32,8 +32,8 @@ from kohaku_daemon.host.guard import vouch
 from kohaku_daemon.host.links import RunnerLink
 from kohaku_daemon.host.parts import Parts
 from kohaku_daemon.host.reported import check_inventory, check_readings, tidy
+from kohaku_daemon.loop_time import Purse
 from kohaku_daemon.supervise import spawn
-from kohaku_daemon.turns import Purse
 from kohaku_daemon.wire import ItemSink, Served
 from protocol.errors import (
     BadRequest,
@@ -55,7 +55,13 @@ from protocol.messages.runner import (
     Report,
     Reported,
 )
-from protocol.methods import RUNNER_JOIN, Method, StreamingMethod
+from protocol.methods import (
+    RUNNER_HEARTBEAT,
+    RUNNER_JOIN,
+    RUNNER_REPORT,
+    Method,
+    StreamingMethod,
+)
 from protocol.models.access import Role
 from protocol.models.node import Readings
 from protocol.session import CloseCode
@@ -77,10 +83,10 @@ _LOOKED_UP: Final = 200
 #: breaks at once each time makes some ten, because its pauses grow.
 _MOST_REGISTRATIONS: Final = 30
 _MINUTE_S: Final = 60.0
-#: Seconds on the loop of one node, at once and for each one it leaves to others: reports of a
-#: busy node are most of the host's work, and held back only where nothing is left to others.
-_NODE_PURSE_S: Final = 0.25
-_NODE_INCOME: Final = 4.0
+#: Seconds on the loop of one node, at once and for each one it leaves to others: reports of
+#: busy nodes are most of the host's work, and go before what people ask for without measure.
+_NODE_PURSE_S: Final = 0.02
+_NODE_INCOME: Final = 0.5
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -106,6 +112,8 @@ class RunnerDoor:
         self._parts = parts
         #: When each node registered lately, by ``asyncio``'s clock.
         self._registered: dict[NodeName, deque[float]] = {}
+        #: One for all connections of a node.
+        self._purses: dict[NodeName, Purse] = {}
 
     async def hello(self, served: Served, params: Hello) -> Welcome:
         """Let a runner in: as a node by its credential, or to join."""
@@ -113,9 +121,10 @@ class RunnerDoor:
         if params.token:
             visitor.node = self._parts.gate.node(params.token, served.address)
             visitor.credential = token_digest(params.token)
-            _let_in(served)
+            self._let_in(served, visitor.node)
         served.actor = visitor
         served.admit = partial(_admit, visitor)
+        served.take = partial(self._take, visitor)
         actor = Actor(UserName(visitor.node or ""), Role.ANONY, address=served.address)
         return welcome(self._parts, params, actor)
 
@@ -135,12 +144,7 @@ class RunnerDoor:
                 await self._parts.loop.ask(RunnerReported(link.node, tidied), patient=True)
                 return Reported()
             case Readings():
-                link = _link(visitor, method)
-                _check_size("the readings", params)
-                check_readings(params)
-                link.heard_at = asyncio.get_running_loop().time()
-                self._parts.loop.tell(RunnerBeat(link.node, params))
-                return HeartbeatTaken()
+                return self._beat(_link(visitor, method), params)
             case _:
                 raise BadRequest(f"{method.name} is not answered here")
 
@@ -164,6 +168,33 @@ class RunnerDoor:
             visitor.link = None
             if self._parts.links.drop(link):
                 self._parts.loop.tell(RunnerGone(link.node, "its connection closed"))
+
+    def _take(
+        self, visitor: _Visitor, params: msgspec.Struct, answer: Callable[[msgspec.Struct], None]
+    ) -> bool:
+        """Take heartbeats and reports, which are nearly all that runners say."""
+        match params:
+            case Readings():
+                answer(self._beat(_link(visitor, RUNNER_HEARTBEAT), params))
+            case Report(reports):
+                link = _link(visitor, RUNNER_REPORT)
+                event = RunnerReported(link.node, tuple(map(tidy, reports)))
+                self._parts.loop.ask_later(event, lambda _: answer(Reported()))
+            case _:
+                return False
+        return True
+
+    def _beat(self, link: RunnerLink, readings: Readings) -> HeartbeatTaken:
+        _check_size("the readings", readings)
+        check_readings(readings)
+        link.heard_at = asyncio.get_running_loop().time()
+        self._parts.loop.tell(RunnerBeat(link.node, readings))
+        return HeartbeatTaken()
+
+    def _let_in(self, served: Served, node: NodeName) -> None:
+        """Treat a connection as that of a node."""
+        served.purse = self._purses.setdefault(node, Purse(_NODE_PURSE_S, _NODE_INCOME))
+        vouch(served.transport, served.purse)
 
     async def _join(self, served: Served, visitor: _Visitor, params: Join) -> Joined:
         if visitor.node is not None:
@@ -190,7 +221,7 @@ class RunnerDoor:
         _log.info("a runner joined", extra={"node": params.node, "address": served.address})
         visitor.node = NodeName(params.node)
         visitor.credential = event.credential_digest
-        _let_in(served)
+        self._let_in(served, visitor.node)
         return Joined(visitor.node, self._parts.state.cluster)
 
     async def _register(self, served: Served, visitor: _Visitor, params: Register) -> Registered:
@@ -302,12 +333,6 @@ class RunnerDoor:
 def _visitor(served: Served) -> _Visitor:
     assert isinstance(served.actor, _Visitor), "hello comes first"
     return served.actor
-
-
-def _let_in(served: Served) -> None:
-    """Treat a connection as that of a node."""
-    served.purse = Purse(_NODE_PURSE_S, _NODE_INCOME)
-    vouch(served.transport)
 
 
 def _admit(visitor: _Visitor, method: Method[Any, Any] | None) -> None:

@@ -54,11 +54,14 @@ class _Group(Generic[K, V]):
     """Rows that changed at once, each with a revision of its own, from ``first`` on."""
 
     first: int
+    #: Empty once nobody can be told of them any more.
     rows: Mapping[K, V]
+    #: How many there were.
+    size: int
 
     @property
     def last(self) -> int:
-        return self.first + len(self.rows) - 1
+        return self.first + self.size - 1
 
 
 @dataclass(slots=True)
@@ -68,15 +71,41 @@ class ChangeLog(Generic[K, V]):
     _groups: list[_Group[K, V]] = field(default_factory=list)
     #: Where the newest row of each thing is, by the first revision of its group.
     _newest: dict[K, int] = field(default_factory=dict)
+    #: Groups of one row each that may be large and is often replaced.
+    _single: dict[K, _Group[K, V]] = field(default_factory=dict)
+    #: Those whose row was replaced since the last frame, which had told it.
+    _replaced: list[_Group[K, V]] = field(default_factory=list)
     _rows: int = 0
     #: Changes up to this one may have been forgotten: older places cannot be resumed from.
     floor: int = 0
 
     def put(self, rows: Mapping[K, V], first: int) -> None:
         """Note changes, with the revisions from ``first`` on. The mapping is kept as it is."""
-        self._groups.append(_Group(first, rows))
-        self._newest.update(dict.fromkeys(rows, first))
-        self._rows += len(rows)
+        self._add(_Group(first, rows, len(rows)))
+
+    def put_one(self, key: K, row: V, revision: int, frame: int) -> None:
+        """Note the change of what changes all the time, and let go of the row it replaces.
+
+        That may still be told until there is a frame later than ``frame``, the last one.
+        """
+        before = self._single.get(key)
+        if before is not None and before.first > frame:
+            before.rows = {}
+        elif before is not None:
+            self._replaced.append(before)
+        self._single[key] = group = _Group(revision, {key: row}, 1)
+        self._add(group)
+
+    def drop_replaced(self) -> None:
+        """Let go of what was replaced before the frame that has just been made."""
+        for group in self._replaced:
+            group.rows = {}
+        self._replaced.clear()
+
+    def _add(self, group: _Group[K, V]) -> None:
+        self._groups.append(group)
+        self._newest.update(dict.fromkeys(group.rows, group.first))
+        self._rows += group.size
         # In strides: taking the first off a list moves all the others.
         if self._rows > _REMEMBERED * 5 // 4:
             self._forget()
@@ -86,6 +115,8 @@ class ChangeLog(Generic[K, V]):
         self.floor = revision
         self._groups.clear()
         self._newest.clear()
+        self._single.clear()
+        self._replaced.clear()
         self._rows = 0
 
     def since(
@@ -137,11 +168,12 @@ class ChangeLog(Generic[K, V]):
             if self._rows <= _REMEMBERED:
                 break
             count += 1
-            self._rows -= len(group.rows)
+            self._rows -= group.size
             self.floor = group.last
             for key in group.rows:
                 if self._newest.get(key) == group.first:
                     del self._newest[key]
+                    self._single.pop(key, None)
         del self._groups[:count]
 
     def __len__(self) -> int:
@@ -185,9 +217,12 @@ class Hub:
 
     def wants_nodes(self) -> bool:
         """Say whether nodes are watched, or were lately. If not, they need not be shown."""
-        return any(
-            self._readers[topic] or self._is_awaited(topic)
-            for topic in (Topic.NODES, Topic.READINGS)
+        # Asked at every heartbeat: no generator, and no clock unless somebody has left.
+        readers = self._readers
+        if readers[Topic.NODES] or readers[Topic.READINGS]:
+            return True
+        return bool(self._left_at) and (
+            self._is_awaited(Topic.NODES) or self._is_awaited(Topic.READINGS)
         )
 
     def put_tasks(self, tasks: Mapping[TaskId, TaskChange]) -> None:
@@ -197,13 +232,13 @@ class Hub:
 
     def put_node(self, name: NodeName, node: Node | None) -> None:
         """Note a changed node, or that it is no more."""
-        self.nodes.put({name: node}, self._take(1))
+        self.nodes.put_one(name, node, self._take(1), self.frame)
         if node is None:
-            self.readings.put({name: None}, self._take(1))
+            self.readings.put_one(name, None, self._take(1), self.frame)
 
     def put_readings(self, node: Node) -> None:
         """Note a node's new readings."""
-        self.readings.put({node.name: node}, self._take(1))
+        self.readings.put_one(node.name, node, self._take(1), self.frame)
 
     def skip_nodes(self) -> None:
         """Note that nodes or readings changed, which nobody reads."""
@@ -275,6 +310,8 @@ class Hub:
         self._timer = None
         self._framed_at = asyncio.get_running_loop().time()
         self.frame = self.revision
+        self.nodes.drop_replaced()
+        self.readings.drop_replaced()
         self.written.clear()
         # Ring for those who wait now; who comes later looks at the frame first.
         bell, self._bell = self._bell, asyncio.Event()

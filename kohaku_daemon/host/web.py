@@ -20,12 +20,12 @@ from aiohttp.http_exceptions import HttpProcessingError
 from kohaku_daemon.core.access.tokens import TokenKind, is_token
 from kohaku_daemon.host.clients import ClientDoor
 from kohaku_daemon.host.gate import bearer
-from kohaku_daemon.host.guard import Census, GuardedConnection, vouch
+from kohaku_daemon.host.guard import Census, Entrance, GuardedConnection, account_of, vouch
 from kohaku_daemon.host.meters import Meters
 from kohaku_daemon.host.metrics import render_metrics
 from kohaku_daemon.host.parts import Parts
 from kohaku_daemon.host.runners import RunnerDoor
-from kohaku_daemon.turns import Turns
+from kohaku_daemon.loop_time import LoopTime
 from kohaku_daemon.wire import Responder, Served, refuse_foreign_origin
 from protocol.errors import Forbidden, KohakuError, Unauthenticated
 from protocol.methods import Door
@@ -39,19 +39,24 @@ _STATUS: Final[dict[type[KohakuError], int]] = {Unauthenticated: 401, Forbidden:
 #: Bad request, no such path, no such method: each would tell a stranger what is here.
 _TELLING: Final = frozenset({400, 404, 405})
 
+#: What handlers and those who listen share.
+LOOP_TIME: Final = web.AppKey("loop_time", LoopTime)
+
 #: Nobody sends us a body.
 _LARGEST_BODY: Final = 1024
 #: Connections that may wait to be let in.
 _BACKLOG: Final = 1024
-#: Those that are let in before anything else has a turn. asyncio takes one number for both, and
-#: a thousand at once are 0.1 s (measured), which somebody may choose to cost everybody.
-_LET_IN: Final = 16
+#: Those that are let in in one round of the loop. asyncio takes one number for both, and a
+#: thousand at once are 0.1 s (measured), which somebody may choose to cost everybody.
+_LET_IN: Final = 8
 
 
 def make_app(parts: Parts, meters: Meters) -> web.Application:
     """Make the application."""
-    routes = _Routes(parts, meters)
+    loop_time = LoopTime()
+    routes = _Routes(parts, meters, loop_time)
     app = web.Application(client_max_size=_LARGEST_BODY, middlewares=[routes.refuse])
+    app[LOOP_TIME] = loop_time
     app.on_shutdown.append(routes.close)
     app.on_response_prepare.append(_be_nobody)
     app.add_routes(
@@ -85,13 +90,13 @@ HTTP_LOG.addFilter(_is_no_garbage)
 class _Routes:
     """One method a route."""
 
-    def __init__(self, parts: Parts, meters: Meters) -> None:
+    def __init__(self, parts: Parts, meters: Meters, loop_time: LoopTime) -> None:
         self._parts = parts
         self._meters = meters
         self._clients = ClientDoor(parts)
         self._runners = RunnerDoor(parts)
         self._served: set[Served] = set()
-        self._turns = Turns()
+        self._loop_time = loop_time
 
     async def health(self, request: web.Request) -> web.StreamResponse:
         """The process answers."""
@@ -189,8 +194,14 @@ class _Routes:
         return self._parts.gate.actor(token, request.remote or "").role.reaches(Role.VIEWER)
 
     def _control(self, request: web.Request, responder: Responder, door: Door) -> Served:
-        keep_alive_s = self._parts.config.keep_alive_s
-        return Served(request, responder, door=door, keep_alive_s=keep_alive_s, turns=self._turns)
+        return Served(
+            request,
+            responder,
+            door=door,
+            keep_alive_s=self._parts.config.keep_alive_s,
+            loop_time=self._loop_time,
+            account=account_of(request.transport),
+        )
 
     async def _serve(self, served: Served) -> web.StreamResponse:
         self._served.add(served)
@@ -219,8 +230,10 @@ async def listen(
     """
     assert runner.server is not None, "the runner was set up"
     make = cast("Callable[[], asyncio.Protocol]", runner.server)
+    assert runner.app is not None
+    entrance = Entrance(census, runner.app[LOOP_TIME])
     server = await asyncio.get_running_loop().create_server(
-        lambda: GuardedConnection(make, census), address, port, backlog=_LET_IN
+        lambda: GuardedConnection(make, entrance), address, port, backlog=_LET_IN
     )
     for bound in server.sockets:
         with socket.socket(fileno=os.dup(bound.fileno())) as same:

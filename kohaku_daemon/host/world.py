@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from kohaku_daemon.core.cluster.records import EventRecord
 from kohaku_daemon.core.cluster.state import ClusterState
@@ -33,11 +33,11 @@ class Outside:
         self._waiting = waiting
         self._lately = lately
 
-    def send_order(self, node: NodeName, order: Order) -> None:
-        """Pass an order to a runner if its link is open."""
+    def send_orders(self, node: NodeName, orders: Sequence[Order]) -> None:
+        """Pass orders to a runner if its link is open."""
         link = self._links.get(node)
         if link is not None:
-            link.put(order)
+            link.put(*orders)
 
     def close_link(self, node: NodeName, reason: str) -> None:
         """Close a runner's link."""

@@ -15,8 +15,10 @@ from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from kohaku_daemon.backends.process.settings import ProcessSettings
+from kohaku_daemon.backends.registry import DEFAULT_BACKENDS
+from kohaku_daemon.core.task.validation import check_labels
 from kohaku_daemon.plaintext import check_plaintext
-from kohaku_daemon.setting_kinds import Between, Cores, Size
+from kohaku_daemon.setting_kinds import Between, Cores, FileOrNone, Size
 from kohaku_daemon.settings import Sources, collect, render
 from protocol.client import parse_url
 from protocol.errors import BadRequest
@@ -44,7 +46,7 @@ class RunnerConfig:
     #: Afterwards the runner has a credential of its own.
     join_token: str = field(default="", repr=False)
     #: File with the join token; better than a setting that others might read.
-    join_token_file: Path | None = None
+    join_token_file: FileOrNone = None
     #: Send tokens and output unencrypted to a host on another machine.
     insecure_plaintext: bool = False
     #: What tasks may run in, such as "process"; "auto" for all that this machine can.
@@ -79,18 +81,25 @@ class RunnerConfig:
         """Refuse what makes no sense.
 
         Raises:
-            BadRequest: A name no node can have, a host's address no one can dial, or a
-                default backend that is not among the backends.
+            BadRequest: A name no node can have, a label no node can carry, a host's address
+                no one can dial, or a default backend that is not among the backends.
         """
         parse_node_name(self.name)
         _check_host(self.host, insecure=self.insecure_plaintext)
         if not self.backends:
             raise BadRequest("backends is empty, so no task could run", hint='try ["auto"]')
-        if self.default_backend not in (*self.backends, "") and "auto" not in self.backends:
+        there = [
+            name
+            for named in self.backends
+            for name in (DEFAULT_BACKENDS if named == "auto" else (named,))
+        ]
+        if self.default_backend not in (*there, ""):
             raise BadRequest(
                 f"default_backend {self.default_backend} is not among backends "
-                f"({', '.join(self.backends)})"
+                f"({', '.join(there)})",
+                hint="name one of them, or leave it out for the first that works",
             )
+        _check_labels(self.labels)
 
     def read_join_token(self) -> str:
         """Give the join token, empty if there is none. Read when needed: the file may be gone.
@@ -149,6 +158,13 @@ def name_of_machine() -> NodeName:
     label = socket.gethostname().partition(".")[0].lower()
     name = re.sub(r"[^a-z0-9]+", "-", label)[:63].strip("-")
     return parse_node_name(name or "node")
+
+
+def _check_labels(labels: Mapping[str, str]) -> None:
+    try:
+        check_labels(labels)
+    except BadRequest as error:
+        raise BadRequest(f"labels: {error.message}", hint=error.hint) from None
 
 
 def _check_host(text: str, *, insecure: bool) -> None:

@@ -268,7 +268,7 @@ class Effects:
     # Running launches ---------------------------------------------------------------
 
     def _watch(self, action: WatchLaunch) -> None:
-        async def on_exit(exit_: Exit, started_at: float, ended_at: float) -> None:
+        def on_exit(exit_: Exit, started_at: float, ended_at: float) -> None:
             self._post(LaunchExited(action.key, _cut_exit(exit_), started_at, ended_at))
 
         try:

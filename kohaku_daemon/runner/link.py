@@ -13,9 +13,8 @@ is wrong, so that the host gives it nothing new; what was ordered meanwhile wait
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any, Final, NoReturn, Protocol
+from typing import Final, NoReturn, Protocol
 
 from kohaku_daemon.core.node.events import (
     KillOrdered,
@@ -28,7 +27,7 @@ from kohaku_daemon.core.node.events import (
 from kohaku_daemon.core.workload import Launch
 from kohaku_daemon.runner.loop import NodeLoop
 from kohaku_daemon.runner.outbox import Outbox, pages
-from kohaku_daemon.supervise import spawn
+from kohaku_daemon.supervise import spawn, until_one_fails
 from protocol.connection import Connection, ItemStream
 from protocol.errors import KohakuError, TimedOut, Unavailable
 from protocol.messages.runner import (
@@ -146,13 +145,17 @@ class Link:
     async def serve(self, connection: Connection, registered: Registered) -> KohakuError:
         """Take orders and report until the link ends; give why it did."""
         async with connection.stream(RUNNER_ORDERS, TakeOrders(), window=_WINDOW) as orders:
-            return await _until_one_ends(
+            error = await until_one_fails(
                 self._take_orders(orders),
                 self._report(connection),
                 self._beat(connection, registered.heartbeat_s),
                 _wait_closed(connection),
                 _wait_outdated(self._outdated),
+                name="link",
             )
+        if isinstance(error, TimedOut):
+            return Unavailable(f"the host does not answer: {error.message}")
+        return error
 
     async def _register(
         self,
@@ -248,28 +251,3 @@ async def _wait_outdated(outdated: asyncio.Event) -> NoReturn:
     """
     await outdated.wait()
     raise Unavailable("the backends of this node have changed: it registers anew")
-
-
-async def _until_one_ends(*works: Coroutine[Any, Any, NoReturn]) -> KohakuError:
-    """Run all until the first fails, and give why; the others are cancelled.
-
-    By hand and not by a TaskGroup: before Python 3.13 that one forgets that it was cancelled
-    from outside when a job fails at the same time.
-    """
-    jobs = [spawn(_reason(work), name="link") for work in works]
-    try:
-        done, _ = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
-        return done.pop().result()
-    finally:
-        for job in jobs:
-            job.cancel()
-        await asyncio.gather(*jobs, return_exceptions=True)
-
-
-async def _reason(work: Coroutine[Any, Any, NoReturn]) -> KohakuError:
-    try:
-        await work
-    except TimedOut as error:
-        return Unavailable(f"the host does not answer: {error.message}")
-    except KohakuError as error:
-        return error

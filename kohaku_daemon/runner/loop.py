@@ -82,14 +82,20 @@ class NodeLoop:
 
     async def committed(self) -> None:
         """Wait until all that was posted before is on the disk, and what waited for it begun."""
+        await self._begun.wait()
+        self._work()
+        self._ledger.ripen()
         await self._wait(also_trouble=False)
 
     async def kept_up(self) -> None:
-        """Wait as ``committed``, but no longer than the disk takes what it is given.
+        """Wait until nothing waits for the disk, but no longer than it takes what it is given.
 
         While it does not, orders are still taken, or the one to end what fills it would wait.
+        What may be put off is not waited for.
         """
         if not self.trouble:
+            await self._begun.wait()
+            self._work()
             await self._wait(also_trouble=True)
 
     async def recovered(self) -> None:
@@ -181,42 +187,31 @@ class NodeLoop:
     # Commits --------------------------------------------------------------------------------
 
     def _commit_if_due(self) -> None:
-        gathered = self._ledger.open
-        if self._ledger.under_way is not None or gathered.is_empty:
-            return
-        if gathered.is_urgent:
-            self._commit()
-        elif self._put_off is None:
+        if self._ledger.under_way is None and self._ledger.is_due:
+            self._write(self._ledger.close(), _RETRY_FIRST_S)
+        if self._put_off is None and not self._ledger.later.is_empty:
             loop = asyncio.get_running_loop()
             self._put_off = loop.call_later(_PUT_OFF_S, self._commit_put_off)
 
     def _commit_put_off(self) -> None:
         self._put_off = None
-        if not self._ledger.open.is_empty:
-            self._ledger.open.is_urgent = True
-            self._commit_if_due()
-
-    def _commit(self) -> None:
-        if self._put_off is not None:
-            self._put_off.cancel()
-            self._put_off = None
-        self._write(self._ledger.close(), _RETRY_FIRST_S)
+        self._ledger.ripen()
+        self._commit_if_due()
 
     def _write(self, bundle: Bundle, retry_s: float) -> None:
         """Write, however often it takes: the engine is ahead of the disk and must not be alone."""
         if self._hands is None:
             return
         then = partial(self._hands.prepare, tuple(bundle.owed))
-        writing = self._memory.keep_launches(bundle.puts, bundle.drops, then, void=bundle.voids)
-        writing.add_done_callback(partial(self._written, bundle, retry_s))
+        on_done = partial(self._written, bundle, retry_s)
+        self._memory.keep_launches(bundle.puts, on_done, bundle.drops, then, void=bundle.voids)
         slow = Unavailable(f"the disk has not answered for {_PATIENCE_S:g} s")
         loop = asyncio.get_running_loop()
         self._too_slow = loop.call_later(_PATIENCE_S, self._set_trouble, slow)
 
-    def _written(self, bundle: Bundle, retry_s: float, writing: asyncio.Future[None]) -> None:
+    def _written(self, bundle: Bundle, retry_s: float, error: BaseException | None) -> None:
         if self._too_slow is not None:
             self._too_slow.cancel()
-        error = None if writing.cancelled() else writing.exception()
         if isinstance(error, Unavailable):
             self._set_trouble(error)
             wait_s = min(retry_s * 2, _RETRY_LONGEST_S)
@@ -261,10 +256,7 @@ class NodeLoop:
     # Waiting --------------------------------------------------------------------------------
 
     async def _wait(self, *, also_trouble: bool) -> None:
-        await self._begun.wait()
-        self._work()
-        if not self._ledger.open.is_empty:
-            self._ledger.open.is_urgent = True
+        if self._ledger.is_due:
             number = self._ledger.open.number
             self._commit_if_due()
         elif self._ledger.under_way is not None:

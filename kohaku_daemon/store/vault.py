@@ -13,11 +13,18 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from itertools import chain
 from pathlib import Path
+from typing import Final
 
 from kohaku_daemon.store import migrations
 from kohaku_daemon.store.database import open_reader, open_writer, transaction, translated
 from protocol.errors import Conflict, Unavailable
+
+#: Keys that are set by one statement, which is a transaction of its own: each statement lets go
+#: of the interpreter's lock and has to wait until a busy event loop gives it back.
+_AT_ONCE: Final = 32
 
 
 class Vault:
@@ -103,13 +110,23 @@ class Vault:
         Raises:
             Unavailable: The disk is full or failed. Nothing of it was kept.
         """
-        with self._writing, transaction(self._writer, self._path):
-            self._writer.executemany("DELETE FROM kv WHERE key = ?", [(key,) for key in drops])
-            self._writer.executemany(
-                "INSERT INTO kv VALUES (?, ?)"
-                " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                puts.items(),
-            )
+        gone = [(key,) for key in drops]
+        with self._writing:
+            if not gone and 0 < len(puts) <= _AT_ONCE:
+                with translated(self._path):
+                    self._writer.execute(_render_put(len(puts)), [*chain(*puts.items())])
+                return
+            with transaction(self._writer, self._path):
+                self._writer.executemany("DELETE FROM kv WHERE key = ?", gone)
+                self._writer.executemany(_render_put(1), puts.items())
+
+
+@cache
+def _render_put(count: int) -> str:
+    """Give the statement that sets so many keys."""
+    rows = ", ".join(["(?, ?)"] * count)
+    update = "ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+    return f"INSERT INTO kv VALUES {rows} {update}"
 
 
 def _lock(path: Path) -> int:

@@ -93,7 +93,7 @@ def show(batch: OneBatchId, *, as_json: AsJson = False, context: OnContext = "")
 
 
 def wait(
-    batch: OneBatchId, timeout: Timeout = "", *, as_json: AsJson = False, context: OnContext = ""
+    batch: OneBatchId, timeout: Timeout = None, *, as_json: AsJson = False, context: OnContext = ""
 ) -> None:
     """Wait until a batch is over.
 

@@ -19,6 +19,7 @@ from kohaku_tui.document import to_document
 from protocol.errors import BadRequest
 from protocol.messages.cluster import Watch
 from protocol.methods import METHODS, WATCH, Door, Method, StreamingMethod
+from protocol.mismatch import explain_mismatch
 
 if TYPE_CHECKING:
     from protocol.client import Cluster
@@ -79,7 +80,8 @@ def read_params(method: Method[Any, Any], words: Sequence[str]) -> msgspec.Struc
         # Not strict: ids may be given as they are printed, as strings.
         params: msgspec.Struct = msgspec.convert(plain, method.params, strict=False)
     except msgspec.ValidationError as reason:
-        raise BadRequest(f"{method.name}: {reason}", hint=_hint_for(str(reason))) from None
+        said = explain_mismatch(reason, method.params)
+        raise BadRequest(f"{method.name}: {said}", hint=_hint_for(str(reason))) from None
     _refuse_unknown(plain, params, method.name)
     return params
 

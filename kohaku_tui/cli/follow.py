@@ -137,7 +137,7 @@ def note_ends(tasks: Sequence[Task]) -> None:
         if task.state is TaskState.LOST:
             output.note(f"task {task.id} is lost: its node {task.node} does not answer")
         elif task.exit is not None and task.exit.cause is not Cause.EXITED:
-            said = exit_text(task.exit)
+            said = exit_text(task.exit, task.spec.time_limit_s)
             state = "" if said.startswith(task.state) else f"{task.state}: "
             output.note(f"task {task.id} {state}{said}")
         elif task.exit is None and task.state is not TaskState.COMPLETED:

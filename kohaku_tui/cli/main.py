@@ -14,7 +14,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, Final
@@ -37,14 +36,13 @@ from kohaku_tui.cli import (
     task,
     wait,
 )
+from kohaku_tui.cli.command import Command
 from kohaku_tui.cli.options import AsJson
 from protocol.errors import BadRequest, Internal, KohakuError
 
 #: 128 + SIGPIPE: what a shell shows for a program whose reader went away.
 _READER_GONE: Final = 141
 _DEBUG: Final = "KOHAKU_DEBUG"
-#: Typer's words for text where a number belongs (typer 0.28), which people need not know.
-_NO_NUMBER: Final = re.compile(r"is not a valid int(eger)?( range)?(?=\.)")
 
 _FIRST_STEPS: Final = """\
 No cluster is known yet.
@@ -97,48 +95,48 @@ app: Final = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(status.status)
-app.command()(events.events)
-app.command()(access.login)
-app.command()(access.logout)
-app.command()(access.whoami)
-app.command()(call.call)
+app.command(cls=Command)(status.status)
+app.command(cls=Command)(events.events)
+app.command(cls=Command)(access.login)
+app.command(cls=Command)(access.logout)
+app.command(cls=Command)(access.whoami)
+app.command(cls=Command)(call.call)
 
 _task: Final = _make_family("Submit tasks, read them, steer them.")
-_task.command("submit", context_settings=dict(submit.SUBMIT_SETTINGS))(submit.submit)
-_task.command("list")(task.list_tasks)
-_task.command("show")(task.show)
-_task.command("explain")(task.explain)
-_task.command("logs")(wait.logs)
-_task.command("watch")(wait.watch)
-_task.command("wait")(wait.wait)
-_task.command("kill")(task.kill)
-_task.command("pause")(task.pause)
-_task.command("resume")(task.resume)
-_task.command("retry")(retry.retry)
+_task.command("submit", cls=Command, context_settings=dict(submit.SUBMIT_SETTINGS))(submit.submit)
+_task.command("list", cls=Command)(task.list_tasks)
+_task.command("show", cls=Command)(task.show)
+_task.command("explain", cls=Command)(task.explain)
+_task.command("logs", cls=Command)(wait.logs)
+_task.command("watch", cls=Command)(wait.watch)
+_task.command("wait", cls=Command)(wait.wait)
+_task.command("kill", cls=Command)(task.kill)
+_task.command("pause", cls=Command)(task.pause)
+_task.command("resume", cls=Command)(task.resume)
+_task.command("retry", cls=Command)(retry.retry)
 app.add_typer(_task, name="task")
 
 _batch: Final = _make_family("Tasks that were submitted together.")
-_batch.command("list")(batch.list_batches)
-_batch.command("show")(batch.show)
-_batch.command("wait")(batch.wait)
-_batch.command("kill")(batch.kill)
+_batch.command("list", cls=Command)(batch.list_batches)
+_batch.command("show", cls=Command)(batch.show)
+_batch.command("wait", cls=Command)(batch.wait)
+_batch.command("kill", cls=Command)(batch.kill)
 app.add_typer(_batch, name="batch")
 
 _node: Final = _make_family("The machines of the cluster.")
-_node.command("list")(node.list_nodes)
-_node.command("show")(node.show)
-_node.command("drain")(node.drain)
-_node.command("undrain")(node.undrain)
-_node.command("label")(node.label)
-_node.command("remove")(node.remove)
-_node.command("join-token")(node.join_token)
+_node.command("list", cls=Command)(node.list_nodes)
+_node.command("show", cls=Command)(node.show)
+_node.command("drain", cls=Command)(node.drain)
+_node.command("undrain", cls=Command)(node.undrain)
+_node.command("label", cls=Command)(node.label)
+_node.command("remove", cls=Command)(node.remove)
+_node.command("join-token", cls=Command)(node.join_token)
 app.add_typer(_node, name="node")
 
 _context: Final = _make_family("Saved hosts and who you are there.")
-_context.command("list")(access.list_contexts)
-_context.command("use")(access.use_context)
-_context.command("show")(access.show_context)
+_context.command("list", cls=Command)(access.list_contexts)
+_context.command("use", cls=Command)(access.use_context)
+_context.command("show", cls=Command)(access.show_context)
 app.add_typer(_context, name="context")
 
 
@@ -233,8 +231,7 @@ def _set_up_logging() -> None:
 def _explain_usage(error: typer.TyperException) -> BadRequest:
     ctx = getattr(error, "ctx", None)
     path = "kohaku" if ctx is None else ctx.command_path
-    said = _NO_NUMBER.sub("is not a whole number", error.format_message())
-    return BadRequest(said, hint=f"see: {path} --help")
+    return BadRequest(error.format_message(), hint=f"see: {path} --help")
 
 
 def _explain_bug(bug: Exception) -> Internal:

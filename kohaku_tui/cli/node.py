@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from kohaku_tui.cli import output
-from kohaku_tui.cli.options import AsJson, NodeNames, OnContext, OneNodeName, parse_pairs, sendable
+from kohaku_tui.cli.options import (
+    AsJson,
+    NodeNames,
+    OnContext,
+    OneNodeName,
+    parse_pairs,
+    read_duration,
+    whole,
+)
 from kohaku_tui.cli.reach import ask_cluster
 from kohaku_tui.cli.table import Cell, Column, Row
-from kohaku_tui.document import to_document
+from kohaku_tui.document import Plain, to_document
 from kohaku_tui.format import (
     age,
     moment,
@@ -22,7 +30,7 @@ from kohaku_tui.format import (
     size_share,
     state_style,
 )
-from protocol.errors import BadRequest
+from protocol.errors import BadRequest, KohakuError
 from protocol.messages.node import (
     JoinToken,
     LabelNode,
@@ -42,7 +50,7 @@ from protocol.methods import (
     Method,
 )
 from protocol.models.node import Gpu, GpuReading, Node, Readings
-from protocol.units import parse_duration, render_duration, render_size
+from protocol.units import render_duration, render_size
 
 if TYPE_CHECKING:
     from protocol.client import Cluster
@@ -154,7 +162,10 @@ def remove(
 
 def join_token(
     uses: Annotated[
-        int, typer.Option("--uses", metavar="N", min=1, help="How many runners may join with it.")
+        int,
+        typer.Option(
+            "--uses", metavar="N", parser=whole(1), help="How many runners may join with it."
+        ),
     ] = 1,
     lasts: Annotated[
         str, typer.Option("--lasts", metavar="DURATION", help="How long it can be used.")
@@ -170,7 +181,7 @@ def join_token(
 
     It is printed alone, and shown this once.
     """
-    wanted = MakeJoinToken(uses=sendable("--uses", uses), lasts_s=parse_duration(lasts), node=node)
+    wanted = MakeJoinToken(uses=uses, lasts_s=read_duration("--lasts", lasts), node=node)
 
     async def ask(cluster: Cluster) -> JoinToken:
         return await cluster.call(NODE_JOIN_TOKEN, wanted)
@@ -189,15 +200,46 @@ def join_token(
 def _set_draining(
     method: Method[OneNode, NodeResult], nodes: Sequence[str], *, context: str, as_json: bool
 ) -> None:
-    async def ask(cluster: Cluster) -> list[Node]:
-        return [(await cluster.call(method, OneNode(name))).node for name in nodes]
+    """Steer one node after the other; one that is refused does not keep the others from it.
 
-    answer = ask_cluster(context, ask)
+    Raises:
+        Exit: With 1, if one was refused.
+    """
+    steered: list[Node] = []
+    refused: list[tuple[str, KohakuError]] = []
+
+    async def ask(cluster: Cluster) -> None:
+        for name in dict.fromkeys(nodes):
+            try:
+                steered.append((await cluster.call(method, OneNode(name))).node)
+            except KohakuError as error:
+                # Status 1 is the host's word on this one; what else there is meets the next, too.
+                if error.exit_status != 1:
+                    raise
+                refused.append((name, error))
+
+    try:
+        ask_cluster(context, ask)
+    finally:
+        # Also when the cluster goes away half way: these have been steered.
+        if steered or refused:
+            _tell_steered(steered, refused, as_json=as_json)
+    if refused:
+        raise typer.Exit(1)
+
+
+def _tell_steered(
+    steered: Sequence[Node], refused: Sequence[tuple[str, KohakuError]], *, as_json: bool
+) -> None:
     if as_json:
-        output.print_document({"nodes": [to_document(node) for node in answer]})
+        told: list[Plain] = [[name, error.message] for name, error in refused]
+        nodes: list[Plain] = [to_document(node) for node in steered]
+        output.print_document({"nodes": nodes, "refused": told})
         return
-    for node in answer:
+    for node in steered:
         output.say(f"{node.name}  {node_state(node)}  {node.claimed.tasks} on it")
+    for _, error in refused:
+        output.show_error(error, as_json=False)
 
 
 def _confirm(question: str) -> None:

@@ -6,8 +6,9 @@ Does not know: what any command does with them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Final
+import re
+from collections.abc import Callable, Iterable
+from typing import Annotated, Final, TypeVar
 
 import typer
 
@@ -15,9 +16,36 @@ from kohaku_tui.cli.complete import complete_batches, complete_contexts, complet
 from kohaku_tui.cli.complete import complete_tasks as complete_task_ids
 from protocol.errors import BadRequest
 from protocol.ids import BatchId, TaskId, parse_id
+from protocol.units import parse_duration, parse_size
 
+T = TypeVar("T")
+
+_WHOLE: Final = re.compile(r"[+-]?[0-9]+")
 #: Peers keep numbers in 64 bits with a sign.
 _LARGEST: Final = 2**63 - 1
+
+
+def whole(least: int = -_LARGEST, most: int = _LARGEST) -> Callable[[str | int], int]:
+    """Make a reader of whole numbers within bounds, for ``parser`` of an option.
+
+    Python's own reads more: digits of all scripts, and ``1_000``.
+    """
+
+    def read(text: str | int) -> int:  # a number where it is the option's default
+        written = str(text)
+        if not _WHOLE.fullmatch(written):
+            raise typer.BadParameter(f"{written!r} is not a whole number.")
+        # No number of so many digits is in bounds; Python refuses to read one of 4300.
+        number = int(written) if len(written) < 25 else _LARGEST + 1
+        if abs(number) > _LARGEST:
+            raise typer.BadParameter(f"{written[:25]} is too large: at most {_LARGEST}.")
+        if not least <= number <= most:
+            span = f"from {least} to {most}" if most < _LARGEST else f"{least} or more"
+            raise typer.BadParameter(f"{number} is not {span}.")
+        return number
+
+    return read
+
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON document.")]
 OnContext = Annotated[
@@ -31,7 +59,7 @@ OnContext = Annotated[
     ),
 ]
 Timeout = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--timeout",
         metavar="DURATION",
@@ -44,7 +72,9 @@ TaskIds = Annotated[list[str], typer.Argument(metavar="ID...", autocompletion=co
 OneBatchId = Annotated[str, typer.Argument(metavar="ID", autocompletion=complete_batches)]
 OneNodeName = Annotated[str, typer.Argument(metavar="NODE", autocompletion=complete_nodes)]
 NodeNames = Annotated[list[str], typer.Argument(metavar="NODE...", autocompletion=complete_nodes)]
-Limit = Annotated[int, typer.Option("--limit", metavar="N", min=1, help="How many at most.")]
+Limit = Annotated[
+    int, typer.Option("--limit", metavar="N", parser=whole(1), help="How many at most.")
+]
 Everything = Annotated[bool, typer.Option("--all", help="All there are, whatever --limit says.")]
 
 
@@ -75,15 +105,25 @@ def task_ids(texts: Iterable[str]) -> list[TaskId]:
     return list(dict.fromkeys(map(task_id, texts)))
 
 
-def sendable(option: str, number: int, written: str = "") -> int:
-    """Give a number back that a peer can take; ``written`` is how the option had it, if not so.
+def read_duration(option: str, text: str) -> float:
+    """Read an option's duration, in seconds.
 
     Raises:
-        BadRequest: It is too large; the message names the option.
+        BadRequest: It is none; the message names the option.
     """
-    if abs(number) > _LARGEST:
-        raise BadRequest(f"{option} {written or number} is too large", hint=f"at most {_LARGEST}")
-    return number
+    return _read(parse_duration, option, text)
+
+
+def read_size(option: str, text: str) -> int:
+    """Read an option's size, in bytes.
+
+    Raises:
+        BadRequest: It is none, or too large; the message names the option.
+    """
+    size = _read(parse_size, option, text)
+    if size > _LARGEST:
+        raise BadRequest(f"{option} {text} is too large", hint=f"at most {_LARGEST}")
+    return size
 
 
 def parse_pairs(texts: Iterable[str], thing: str) -> dict[str, str]:
@@ -99,3 +139,10 @@ def parse_pairs(texts: Iterable[str], thing: str) -> dict[str, str]:
             raise BadRequest(f"{text!r} is not a {thing}", hint="write KEY=VALUE")
         pairs[key] = value
     return pairs
+
+
+def _read(parse: Callable[[str], T], option: str, text: str) -> T:
+    try:
+        return parse(text)
+    except BadRequest as error:
+        raise BadRequest(f"{option}: {error.message}", hint=error.hint) from None

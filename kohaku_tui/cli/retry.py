@@ -74,9 +74,11 @@ async def _try_batch_again(cluster: Cluster, name: TaskId, request_id: str) -> R
 
 
 def _tell(said: Retried | KohakuError, *, as_json: bool) -> None:
+    if as_json:
+        return  # refusals are in the document, as those of a kill are
     if isinstance(said, KohakuError):
         output.show_error(said, as_json=False)
-    elif not as_json:
+    else:
         new = said.submitted.ids() if said.submitted is not None else ()
         for task in (*said.requeued, *new):
             output.say(str(task))

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from kohaku_tui.cli.options import parse_pairs, sendable, task_ids
+from kohaku_tui.cli.options import parse_pairs, read_duration, read_size, task_ids
 from protocol.errors import BadRequest
 from protocol.messages.task import LARGEST_BATCH, SubmitTask
 from protocol.models.target import parse_target
 from protocol.models.task import TaskSpec
-from protocol.units import parse_duration, parse_size
 
 #: How a value of a JSON table is written into the environment, where ``str`` would say it
 #: the Python way.
@@ -28,6 +27,7 @@ _JSON_WORDS: Final[Mapping[Any, str]] = {True: "true", False: "false", None: ""}
 #: As SubmitTask wants it; told here by the option's name.
 _SHORTEST_REQUEST_ID: Final = 8
 _LONGEST_REQUEST_ID: Final = 64
+_USUAL_GRACE_S: Final = TaskSpec(command=()).grace_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,60 +87,37 @@ def make_request(wish: Wish, environment: Mapping[str, str]) -> SubmitTask:
         name=wish.name,
         env=read_variables(wish.env, environment),
         workdir=wish.workdir,
-        cores=sendable("-c", wish.cores),
-        memory=_read_memory(wish.memory),
-        gpus=sendable("--gpus", wish.gpus),
+        cores=wish.cores,
+        memory=0 if wish.memory is None else read_size("-m", wish.memory),
+        gpus=wish.gpus,
         labels=parse_pairs(wish.labels, "label"),
-        priority=sendable("--priority", wish.priority),
+        priority=wish.priority,
         backend=wish.backend,
-        grace_s=_read_grace(wish.grace),
+        grace_s=_USUAL_GRACE_S if wish.grace is None else read_duration("--grace", wish.grace),
         time_limit_s=_read_time_limit(wish.time_limit),
-        retries=sendable("--retries", wish.retries),
+        retries=wish.retries,
         requeue_on_lost=wish.requeue_on_lost,
     )
     return SubmitTask(
         request_id=wish.request_id,
         spec=spec,
         targets=tuple(map(parse_target, wish.targets)),
-        array=sendable("--array", wish.array or 0),
+        array=wish.array or 0,
         rows=read_rows(wish.rows) if wish.rows is not None else (),
         after=tuple(task_ids(wish.after)),
         gang=wish.gang,
     )
 
 
-def _read_memory(text: str | None) -> int:
-    if text is None:
-        return 0
-    return sendable("-m", parse_size(_said("-m", text)), text)
-
-
-def _read_grace(text: str | None) -> float:
-    if text is None:
-        return TaskSpec(command=()).grace_s
-    return parse_duration(_said("--grace", text))
-
-
 def _read_time_limit(text: str | None) -> float:
     if text is None:
         return 0.0
-    limit_s = parse_duration(_said("--time-limit", text))
+    limit_s = read_duration("--time-limit", text)
     if not limit_s:  # 0.0 is no limit on the wire, which is not what this says
         raise BadRequest(
             f"--time-limit {text} leaves no time to run", hint="leave it out for no limit"
         )
     return limit_s
-
-
-def _said(option: str, text: str) -> str:
-    """Give the text back: nothing, as of an unset variable of a script, is not what was meant.
-
-    Raises:
-        BadRequest: There is none.
-    """
-    if not text.strip():
-        raise BadRequest(f"{option} is empty", hint="give it a value, or leave it out")
-    return text
 
 
 def read_variables(words: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:

@@ -13,17 +13,17 @@ import typer
 from kohaku_tui.cli import output
 from kohaku_tui.cli.complete import complete_nodes, complete_tasks
 from kohaku_tui.cli.follow import exit_status, follow_output, note_ends, wait_over
-from kohaku_tui.cli.options import AsJson, OnContext, Timeout
+from kohaku_tui.cli.options import AsJson, OnContext, Timeout, read_duration, whole
 from kohaku_tui.cli.reach import ask_cluster
 from kohaku_tui.cli.submission import Wish, make_request
 from kohaku_tui.cli.wait import note_left
 from kohaku_tui.document import render_json, to_document
 from protocol.errors import BadRequest, TimedOut
 from protocol.ids import TaskId
-from protocol.messages.task import SubmitTask, Submitted
+from protocol.messages.task import LARGEST_BATCH, SubmitTask, Submitted
 from protocol.methods import TASK_SUBMIT
 from protocol.models.task import Task
-from protocol.units import parse_duration, render_duration
+from protocol.units import render_duration
 
 if TYPE_CHECKING:
     from protocol.client import Cluster
@@ -50,7 +50,11 @@ def submit(
     cores: Annotated[
         int,
         typer.Option(
-            "-c", "--cores", metavar="N", min=0, help="Whole cores; 0 is no claim and no limit."
+            "-c",
+            "--cores",
+            metavar="N",
+            parser=whole(0),
+            help="Whole cores; 0 is no claim and no limit.",
         ),
     ] = 1,
     memory: Annotated[
@@ -63,7 +67,9 @@ def submit(
             help="Such as 64M or 1.5Gi; none is no claim and no limit.",
         ),
     ] = None,
-    gpus: Annotated[int, typer.Option("--gpus", metavar="N", min=0, help="How many GPUs.")] = 0,
+    gpus: Annotated[
+        int, typer.Option("--gpus", metavar="N", parser=whole(0), help="How many GPUs.")
+    ] = 0,
     on: Annotated[
         list[str] | None,
         typer.Option("--on", metavar="LABEL=VALUE", help="Only nodes with this label."),
@@ -79,7 +85,9 @@ def submit(
         str, typer.Option("--workdir", metavar="DIR", help="Where to start; else a scratch folder.")
     ] = "",
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="A name for people.")] = "",
-    priority: Annotated[int, typer.Option("--priority", metavar="N", help="Higher first.")] = 0,
+    priority: Annotated[
+        int, typer.Option("--priority", metavar="N", parser=whole(), help="Higher first.")
+    ] = 0,
     grace: Annotated[
         str | None,
         typer.Option(
@@ -100,7 +108,9 @@ def submit(
     ] = None,
     retries: Annotated[
         int,
-        typer.Option("--retries", metavar="N", min=0, help="New attempts after one that failed."),
+        typer.Option(
+            "--retries", metavar="N", parser=whole(0), help="New attempts after one that failed."
+        ),
     ] = 0,
     after: Annotated[
         list[str] | None,
@@ -116,7 +126,7 @@ def submit(
         typer.Option(
             "--array",
             metavar="N",
-            min=1,
+            parser=whole(1, LARGEST_BATCH),
             help="N tasks, told apart by KOHAKU_TASK_INDEX.",
         ),
     ] = None,
@@ -143,7 +153,7 @@ def submit(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Write its output as it comes; exit as it does.")
     ] = False,
-    timeout: Timeout = "",
+    timeout: Timeout = None,
     request_id: Annotated[
         str | None,
         typer.Option(
@@ -170,9 +180,10 @@ def submit(
         ),
         os.environ,
     )  # fmt: skip
-    if timeout and not (wait or follow):
+    if timeout is not None and not (wait or follow):
         raise BadRequest("--timeout needs --wait or --follow")
-    stay = Stay(request, as_json=as_json, wait=wait, follow=follow, timeout=timeout)
+    timeout_s = None if timeout is None else read_duration("--timeout", timeout)
+    stay = Stay(request, as_json=as_json, wait=wait, follow=follow, timeout_s=timeout_s)
     try:
         ended = ask_cluster(context, stay.run)
     except KeyboardInterrupt:
@@ -186,13 +197,19 @@ class Stay:
     """One submission, and staying with its tasks for as long as was asked."""
 
     def __init__(
-        self, request: SubmitTask, *, as_json: bool, wait: bool, follow: bool, timeout: str
+        self,
+        request: SubmitTask,
+        *,
+        as_json: bool,
+        wait: bool,
+        follow: bool,
+        timeout_s: float | None,
     ) -> None:
         self._request = request
         self._as_json = as_json
         self._wait = wait
         self._follow = follow
-        self._timeout_s = parse_duration(timeout) if timeout else None
+        self._timeout_s = timeout_s
         self._submitted: Submitted | None = None
 
     async def run(self, cluster: Cluster) -> Sequence[Task]:

@@ -94,7 +94,7 @@ def task_facts(task: Task, now: float) -> list[tuple[str, str | Cell]]:
         ("name", task.spec.name),
         ("state", Cell(task_state(task), state_style(task.state))),
         ("reason", task.reason),
-        ("ended", exit_text(task.exit) if task.exit is not None else ""),
+        ("ended", _end_text(task)),
         ("oom kills", str(task.exit.oom_kills or "") if task.exit is not None else ""),
         ("owner", task.owner),
         ("batch", str(task.batch)),
@@ -120,10 +120,14 @@ def change_line(task: Task) -> str:
     if task.node:
         parts.append(f"on {task.node}")
     if task.exit is not None:
-        parts.append(f"({exit_text(task.exit)})")
+        parts.append(f"({_end_text(task)})")
     elif task.reason:
         parts.append(f"({task.reason})")
     return "  ".join(parts)
+
+
+def _end_text(task: Task) -> str:
+    return exit_text(task.exit, task.spec.time_limit_s) if task.exit is not None else ""
 
 
 def _spec_facts(spec: TaskSpec) -> Iterator[tuple[str, str]]:

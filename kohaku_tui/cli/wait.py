@@ -25,9 +25,10 @@ from kohaku_tui.cli.options import (
     OneTaskId,
     TaskIds,
     Timeout,
-    sendable,
+    read_duration,
     task_id,
     task_ids,
+    whole,
 )
 from kohaku_tui.cli.reach import ask_cluster
 from kohaku_tui.cli.task_view import TASK_COLUMNS, change_line, task_row
@@ -37,7 +38,6 @@ from protocol.errors import BadRequest
 from protocol.ids import BatchId, TaskId
 from protocol.messages.stream import Source
 from protocol.models.task import Task
-from protocol.units import parse_duration
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -56,11 +56,14 @@ def logs(
         bool, typer.Option("--stderr", help="Only its stderr, written to stdout.")
     ] = False,
     attempt: Annotated[
-        int | None, typer.Option("--attempt", metavar="N", min=1, help="Of an earlier launch.")
+        int | None,
+        typer.Option("--attempt", metavar="N", parser=whole(1), help="Of an earlier launch."),
     ] = None,
     tail: Annotated[
         int | None,
-        typer.Option("--tail", metavar="N", min=1, help="Only the last lines of each output."),
+        typer.Option(
+            "--tail", metavar="N", parser=whole(1), help="Only the last lines of each output."
+        ),
     ] = None,
     context: OnContext = "",
 ) -> None:
@@ -70,14 +73,11 @@ def logs(
     On a terminal only text and colours are shown; a file or pipe gets every byte.
     """
     wanted = task_id(task)
-    tail_lines = sendable("--tail", tail or 0)
-    if attempt is not None:
-        sendable("--attempt", attempt)
     places = _choose_places(only_stdout=only_stdout, only_stderr=only_stderr)
 
     async def read(cluster: Cluster) -> bool:
         items = cluster.logs(
-            wanted, follow=follow, sources=tuple(places), attempt=attempt, tail_lines=tail_lines
+            wanted, follow=follow, sources=tuple(places), attempt=attempt, tail_lines=tail or 0
         )
         if not follow:
             return await write_logs(LogWriter(places), items)
@@ -108,7 +108,7 @@ def watch(tasks: TaskIds, *, as_json: AsJson = False, context: OnContext = "") -
 
 def wait(
     tasks: TaskIds,
-    timeout: Timeout = "",
+    timeout: Timeout = None,
     *,
     as_json: AsJson = False,
     context: OnContext = "",
@@ -121,7 +121,12 @@ def wait(
 
 
 def wait_and_exit(
-    ids: Sequence[TaskId], batch: BatchId | None, timeout: str, *, as_json: bool, context: str
+    ids: Sequence[TaskId],
+    batch: BatchId | None,
+    timeout: str | None,
+    *,
+    as_json: bool,
+    context: str,
 ) -> NoReturn:
     """Wait until tasks or a batch are over, and exit with their status.
 
@@ -129,7 +134,7 @@ def wait_and_exit(
         Exit: Always.
         TimedOut: They are not over in time.
     """
-    timeout_s = parse_duration(timeout) if timeout else None
+    timeout_s = None if timeout is None else read_duration("--timeout", timeout)
 
     async def stay(cluster: Cluster) -> list[Task]:
         return await wait_over(cluster, ids=ids, batch=batch, timeout_s=timeout_s)

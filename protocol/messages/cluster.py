@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 
 from protocol.ids import NamedBatch, NamedTask, TaskId
+from protocol.messages.page import PageLimit
 from protocol.models.node import Claimed, Node
 from protocol.models.task import Task
 
@@ -49,7 +50,8 @@ class ListEvents(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A page of events, newest first."""
 
     before: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
-    limit: int = 100
+    #: 1 to 500.
+    limit: PageLimit = 100
 
 
 class EventPage(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -6,10 +6,14 @@ Bulk data never shares a connection with control (SPEC, "Data connections").
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
 from protocol.ids import NamedTask
+
+#: A byte of an output, counted from its beginning, or below 0 from its end.
+LogOffset = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class Source(StrEnum):
@@ -23,15 +27,15 @@ class OpenLogs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Ask for a ticket to read a task's output."""
 
     task: NamedTask
-    #: None for the last attempt.
-    attempt: int | None = None
+    #: Counted from 1; None for the last attempt.
+    attempt: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)] | None = None
     #: Which outputs; both by default.
     sources: tuple[Source, ...] = (Source.STDOUT, Source.STDERR)
     #: Byte offset to begin at, for each output; negative counts from the end.
-    stdout_from: int = 0
-    stderr_from: int = 0
+    stdout_from: LogOffset = 0
+    stderr_from: LogOffset = 0
     #: Only the last lines of each output; 0 for all from the offset.
-    tail_lines: int = 0
+    tail_lines: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
     #: Go on until the task ends.
     follow: bool = False
 

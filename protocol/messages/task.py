@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated
 
 import msgspec
 
 from protocol.ids import BatchId, NamedBatch, NamedTask, TaskId
+from protocol.messages.page import PageLimit
 from protocol.models.target import Target
 from protocol.models.task import Batch, Explanation, Task, TaskSpec, TaskState
 
@@ -25,7 +27,8 @@ class SubmitTask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     request_id: str
     spec: TaskSpec
     targets: tuple[Target, ...] = ()
-    array: int = 0
+    #: 1 to 100000; 0 for no array.
+    array: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_BATCH)] = 0
     rows: tuple[dict[str, str], ...] = ()
     #: Tasks and batches, at most 100, all of which must complete before any of these begins.
     #: If one ends otherwise, these fail without having begun.
@@ -84,8 +87,8 @@ class ListTasks(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     owner: str = ""
     #: Only tasks with a smaller id: the last id of the page before.
     before: NamedTask | None = None
-    #: At most 500.
-    limit: int = 100
+    #: 1 to 500.
+    limit: PageLimit = 100
 
 
 class TaskPage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -128,8 +131,8 @@ class WaitTasks(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     tasks: tuple[NamedTask, ...] = ()
     batch: NamedBatch | None = None
-    #: Seconds the host may hold the answer, at most 60; ask again with the same words.
-    hold_s: float = 30.0
+    #: Seconds the host may hold the answer, 0 to 60; ask again with the same words.
+    hold_s: Annotated[float, msgspec.Meta(ge=0, le=60)] = 30.0
 
 
 class WaitResult(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -161,7 +164,8 @@ class ListBatches(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     owner: str = ""
     before: NamedBatch | None = None
-    limit: int = 100
+    #: 1 to 500.
+    limit: PageLimit = 100
 
 
 class BatchPage(msgspec.Struct, frozen=True, omit_defaults=True):

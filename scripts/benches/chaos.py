@@ -42,7 +42,8 @@ def chaos(rounds: int) -> list[Row]:
             "chaos.p99", "honest calls under attack, p99", "ms",
             [phase.calls.p99 for phase in bad], "no attack",
             [phase.calls.p99 for phase in good], "<= 20 ms",
-            "attackers run nice, for theirs are other machines; some two dozen attacks at once",
+            "the host has one core; both sides share the others, attackers come last there, for "
+            "theirs are other machines; some two dozen attacks at once",
         ),
         Row(
             "chaos.p50", "honest calls under attack, p50", "ms",

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -129,13 +130,24 @@ def _summary(values: Sequence[float]) -> dict[str, Any]:
 Measure = Callable[[int], list[Row]]
 
 
+def begin_rounds(rounds: int, *, warm_up: bool) -> Iterator[int]:
+    """Give the number of each round, and say on stderr that it begins: some take a minute.
+
+    Counted from 1; 0 is a round that only warms up and does not count.
+    """
+    for number in range(0 if warm_up else 1, rounds + 1):
+        told = f"{number}/{rounds}" if number else "warming up"
+        print(told, end=" ", file=sys.stderr, flush=True)
+        yield number
+
+
 def interleave(rounds: int, *measures: Callable[[], float] | None) -> list[list[float]]:
     """Measure all in turn, after one round that only warms up.
 
     Gives the figures of each, in the order of the measures; none for one that is None.
     """
     figures: list[list[float]] = [[] for _ in measures]
-    for number in range(rounds + 1):
+    for number in begin_rounds(rounds, warm_up=True):
         for measure, column in zip(measures, figures, strict=True):
             if measure is None:
                 continue

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Final
 
-from frame import Row, interleave
+from frame import Row, begin_rounds, interleave
 from stage import Stage, cluster, stage
 
 _WATCHED_S: Final = 10.0
@@ -20,7 +20,7 @@ def idle(rounds: int) -> list[Row]:
     host: list[float] = []
     runner: list[float] = []
     floor: list[float] = []
-    for _ in range(rounds):
+    for _ in begin_rounds(rounds, warm_up=False):
         floor.append(_python("import aiohttp"))
         with stage() as place:
             host.append(place.start_host())

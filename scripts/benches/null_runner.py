@@ -21,9 +21,8 @@ import signal
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, Final, NoReturn, cast
+from typing import Final, NoReturn, cast
 
 from readings import inventory, readings
 
@@ -31,7 +30,7 @@ from kohaku_daemon.runner.config import RunnerConfig
 from kohaku_daemon.runner.memory import Identity, Memory
 from kohaku_daemon.runner.outbox import Outbox, pages
 from kohaku_daemon.runner.uplink import Uplink
-from kohaku_daemon.supervise import spawn
+from kohaku_daemon.supervise import spawn, until_one_fails
 from protocol.connection import Connection, ItemStream
 from protocol.errors import KohakuError, Unavailable
 from protocol.ids import TaskId, parse_node_name
@@ -116,11 +115,12 @@ class NullNode:
     async def serve(self, connection: Connection, registered: Registered) -> KohakuError:
         """Take orders and report until the link ends; give why it did."""
         async with connection.stream(RUNNER_ORDERS, TakeOrders(), window=_WINDOW) as orders:
-            return await _until_one_ends(
+            return await until_one_fails(
                 self._take_orders(orders),
                 self._report(connection),
                 self._beat(connection, registered.heartbeat_s),
                 _wait_closed(connection),
+                name="null link",
             )
 
     async def _register(
@@ -213,24 +213,6 @@ class NullNode:
 async def _wait_closed(connection: Connection) -> NoReturn:
     await asyncio.wait({connection.closed})
     raise Unavailable(f"the link ended: {connection.closed.result()}")
-
-
-async def _until_one_ends(*works: Coroutine[Any, Any, NoReturn]) -> KohakuError:
-    jobs = [spawn(_reason(work), name="null link") for work in works]
-    try:
-        done, _ = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
-        return done.pop().result()
-    finally:
-        for job in jobs:
-            job.cancel()
-        await asyncio.gather(*jobs, return_exceptions=True)
-
-
-async def _reason(work: Coroutine[Any, Any, NoReturn]) -> KohakuError:
-    try:
-        await work
-    except KohakuError as error:
-        return error
 
 
 class _Remembered:

@@ -7,7 +7,7 @@ import statistics
 import time
 from typing import Final
 
-from frame import Row, percentile
+from frame import Row, begin_rounds, percentile
 from readings import inventory
 
 from kohaku_daemon.core.access.permissions import Actor
@@ -52,7 +52,7 @@ def placement(rounds: int) -> list[Row]:
     engine = _full_cluster(chance)
     medians, tails = [], []
     placed = 0
-    for number in range(rounds + 1):
+    for number in begin_rounds(rounds, warm_up=True):
         times, found = _end_some(engine, chance)
         placed += found
         if number:

@@ -42,7 +42,10 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         ("runner --label gpu", "'gpu' is no label"),
         ("runner --host http://10.0.0.1:8000", "dialling 10.0.0.1 would send tokens"),
         ("up --runners 65", "65 runners on one machine are not possible"),
-        ("up --runners two", "invalid int value: 'two'"),
+        ("up --runners two", "'two' is not a whole number"),
+        ("up --runners ٣", "'٣' is not a whole number"),
+        ("up --listen a..b:0", "listen in the command line must be an IP address or the name"),
+        ("host --listen a..b:80", 'such as "127.0.0.1", not "a..b"'),
         (
             "host --lisen x",
             "kohakud: unknown option --lisen\n  did you mean --listen? see: kohakud",

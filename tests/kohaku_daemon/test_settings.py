@@ -135,6 +135,7 @@ def test_a_relative_path_starts_from_the_folder_of_its_file(tmp_path: Path) -> N
         ("wait = inf", "wait in .* must be a duration"),
         ('cap = "64X"', 'cap in .* must be a size .*, not "64X"'),
         ("cap = -1", "cap in .* must be a size"),
+        ('cores = "٣"', "cores in .* must be numbers of cores"),
         ('cores = "3-1,"', "cores in .* must be numbers of cores"),
         ("cores = [70000]", "cores in .* must be numbers of cores"),
         ('words = "a"', "words in .* must be a list"),
@@ -153,6 +154,12 @@ def test_a_wrong_value_names_its_key_and_its_place(tmp_path: Path, toml: str, me
     file = re.escape(str(tmp_path / "some.toml"))
     with pytest.raises(BadRequest, match=message.replace("FILE", file)):
         read(tmp_path, toml)
+
+
+@pytest.mark.parametrize("text", ["٣", "1_000", "+1", "1.0", "1e3"])
+def test_text_is_a_whole_number_only_in_plain_digits(tmp_path: Path, text: str) -> None:
+    with pytest.raises(BadRequest, match="port in KOHAKU_X_PORT must be a whole number"):
+        read(tmp_path, environ={"KOHAKU_X_PORT": text})
 
 
 def test_an_unknown_key_names_the_nearest_known_one(tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from typing import NoReturn
 
 import pytest
 
-from kohaku_daemon.supervise import spawn
+from kohaku_daemon.supervise import spawn, until_one_fails
+from protocol.errors import Unavailable
 
 
 async def test_a_job_nobody_holds_is_not_collected() -> None:
@@ -49,3 +51,40 @@ async def test_cancelling_and_returning_are_no_errors(caplog: pytest.LogCaptureF
         await job
     assert await spawn(asyncio.sleep(0, "soon"), name="returns") == "soon"
     assert not caplog.records
+
+
+async def test_the_first_of_several_that_fails_ends_the_others() -> None:
+    ended: list[str] = []
+
+    async def stay() -> NoReturn:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("stayed")
+        raise AssertionError
+
+    async def fail() -> NoReturn:
+        raise Unavailable("gone")
+
+    error = await until_one_fails(stay(), fail(), name="some")
+    assert isinstance(error, Unavailable)
+    assert error.message == "gone"
+    assert ended == ["stayed"]
+
+
+async def test_who_is_cancelled_while_one_fails_is_cancelled() -> None:
+    async def stay() -> NoReturn:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def fail_when(told: asyncio.Event) -> NoReturn:
+        await told.wait()
+        raise Unavailable("gone")
+
+    told = asyncio.Event()
+    waiting = spawn(until_one_fails(stay(), fail_when(told), name="some"), name="waiting")
+    await asyncio.sleep(0)
+    told.set()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting

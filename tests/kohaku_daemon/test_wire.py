@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import aiohttp
@@ -17,7 +17,7 @@ import pytest
 
 from kohaku_daemon.wire import ItemSink
 from protocol import carrier
-from protocol.errors import Conflict
+from protocol.errors import Conflict, NotFound
 from protocol.framing import MAX_GREETING, MAX_MESSAGE
 from protocol.messages.cluster import Status, Update, WatchEnded
 from protocol.messages.hello import Identity
@@ -289,7 +289,7 @@ async def test_calls_that_wait_for_one_thing_do_not_run_on_at_once(
     for _ in range(200):
         assert (await stranger.hear())[2] is None
     turning.cancel()
-    assert most < 30  # what one purse pays for, and not two hundred
+    assert most < 30  # what fits into a round of the loop, and not two hundred
 
 
 # -- Calls ----------------------------------------------------------------------------
@@ -459,3 +459,69 @@ async def test_an_item_too_large_is_the_handlers_error(
     await stranger.say(0, 2, "watch", {"topics": []})
     _, _, error, _ = await stranger.ask(4, 2, 2)
     assert error["code"] == "too_large"
+
+
+# -- Calls that need no job -----------------------------------------------------------
+
+Answering = Callable[[msgspec.Struct], None]
+
+
+async def test_a_call_that_is_taken_is_answered_once_at_once_or_later(
+    host: ScriptedHost, stranger: Stranger
+) -> None:
+    answers: asyncio.Queue[Answering] = asyncio.Queue()
+    said = await identity(None)
+
+    def later(_: object, answer: Answering) -> bool:
+        answers.put_nowait(answer)
+        return True
+
+    def at_once(_: object, answer: Answering) -> bool:
+        answer(said)
+        return True
+
+    await stranger.enter()
+    host.open[-1].take = later
+    await stranger.say(0, 2, "whoami", {})
+    await stranger.say(5, 2)  # there is no job to cancel: the answer comes all the same
+    await stranger.say(0, 3, "whoami", {})
+    async with asyncio.timeout(5):
+        first, second = await answers.get(), await answers.get()
+    second(said)
+    first(said)
+    assert [(await stranger.hear())[:3] for _ in range(2)] == [[1, 3, None], [1, 2, None]]
+
+    host.open[-1].take = at_once
+    assert (await stranger.ask(0, 2, "whoami", {}))[:3] == [1, 2, None]
+    assert host.asked == []
+
+
+async def test_a_call_that_is_not_taken_has_a_job(host: ScriptedHost, stranger: Stranger) -> None:
+    asked: list[msgspec.Struct] = []
+
+    def leave(params: msgspec.Struct, _: Answering) -> bool:
+        asked.append(params)
+        return False
+
+    host.answers["whoami"] = identity
+    await stranger.enter()
+    host.open[-1].take = leave
+    assert (await stranger.ask(0, 2, "whoami", {}))[:3] == [1, 2, None]
+    assert host.asked == [("whoami", asked[0])]
+
+
+async def test_whoever_takes_a_call_may_refuse_it_and_have_bugs(
+    host: ScriptedHost, stranger: Stranger, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> bool:
+        raise NotFound("not here")
+
+    def fail(*_: object) -> bool:
+        raise ZeroDivisionError
+
+    await stranger.enter()
+    host.open[-1].take = refuse
+    assert (await stranger.ask(0, 2, "whoami", {}))[2]["code"] == "not_found"
+    host.open[-1].take = fail
+    assert (await stranger.ask(0, 3, "whoami", {}))[2]["code"] == "internal"
+    assert "ZeroDivisionError" in caplog.text

@@ -53,6 +53,12 @@ def test_ends(end: Exit, said: str) -> None:
     assert exit_text(end) == said
 
 
+def test_an_end_at_the_time_limit_says_which_limit() -> None:
+    end = Exit(Cause.TIME_LIMIT, signal=15)
+    assert exit_text(end) == "ended at its time limit"
+    assert exit_text(end, 5400.0) == "ended at its time limit of 1h30m"
+
+
 def test_states_say_more_than_their_name_where_there_is_more() -> None:
     assert task_state(TASK) == "failed (3)"
     asked = Task(**{f: getattr(TASK, f) for f in ("id", "batch", "owner", "spec")},

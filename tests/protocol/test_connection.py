@@ -79,7 +79,19 @@ def test_addresses_of_a_host(text: str, url: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "http://", "ftp://lab", "lab:port", "lab:99999", "http://ann:secret@lab", "lab/path", "?"],
+    [
+        "",
+        "http://",
+        "ftp://lab",
+        "lab:port",
+        "lab:99999",
+        "http://ann:secret@lab",
+        "lab/path",
+        "?",
+        "not an address",
+        "http://not an address",
+        "la\0b",
+    ],
 )
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(BadRequest, match="not the address of a host"):

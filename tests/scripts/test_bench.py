@@ -42,6 +42,7 @@ def row(monkeypatch: pytest.MonkeyPatch) -> type[Row]:
 def test_a_row_is_measured_and_told_as_one_document(tmp_path: Path) -> None:
     done = bench("cli", "--rounds", "1", "--json")
     assert done.returncode == 0, done.stderr
+    assert "measuring cli ... warming up 1/1 " in done.stderr
     document = json.loads(done.stdout)
     assert document["format"] == 1
     assert document["rounds"] == 1

@@ -14,8 +14,9 @@ from typing import Final
 
 import msgspec
 
-from kohaku_daemon.core.cluster.engine import ClusterEngine, restore_engine
+from kohaku_daemon.core.cluster.engine import ClusterEngine
 from kohaku_daemon.core.cluster.fleet import Fleet
+from kohaku_daemon.core.cluster.long_work import PIECE
 from kohaku_daemon.core.cluster.records import (
     BatchRecord,
     Document,
@@ -27,6 +28,7 @@ from kohaku_daemon.core.cluster.records import (
     PutDocument,
     TaskRecord,
 )
+from kohaku_daemon.core.cluster.recovery import restore_engine
 from kohaku_daemon.core.cluster.state import ClusterState
 from protocol.ids import BatchId, TaskId, UserName
 from protocol.models.task import TaskState
@@ -73,6 +75,8 @@ class Disk:
         self.is_full = False
         self._last_event = 0
         self.truth = truth
+        #: Tasks that the host works on in one go.
+        self.piece = PIECE
 
     def write_documents(self, changes: Iterable[DocumentChange]) -> None:
         """Keep what is small."""
@@ -111,9 +115,8 @@ class Disk:
             self._last_event = event.id
 
     def tasks_of(self, batch: BatchRecord) -> list[TaskRecord]:
-        """Give the tasks of a batch."""
-        ids = (TaskId(one) for first, count in batch.runs for one in range(first, first + count))
-        return [self.tasks[one] for one in ids]
+        """Give the tasks of a batch, as far as they are made."""
+        return [self.tasks[one] for one in batch.ids() if one in self.tasks]
 
     def ended_records(self, tasks: Iterable[TaskId]) -> tuple[TaskRecord, ...]:
         """Give those that have ended."""
@@ -129,7 +132,10 @@ class Disk:
             return None
         states = [one.state for one in self.tasks_of(batch)]
         unwell = [one for one in states if one.is_final and one is not TaskState.COMPLETED]
-        return unwell[0] if unwell else TaskState.COMPLETED
+        if unwell:
+            return unwell[0]
+        is_whole = len(states) == batch.count and set(states) == {TaskState.COMPLETED}
+        return TaskState.COMPLETED if is_whole else TaskState.QUEUED
 
     def _check_gang(self, batch: BatchRecord) -> None:
         begun = [task for task in self.tasks_of(batch) if task.attempt]
@@ -158,6 +164,7 @@ class Disk:
             last_event=self._last_event,
             heartbeat_s=HEARTBEAT_S,
             lost_after_s=LOST_AFTER_S,
+            piece=self.piece,
         )
         live = [
             _decode_task(_encode(task))
@@ -165,7 +172,7 @@ class Disk:
             if not task.state.is_final
         ]
         batches = [self.batches[number] for number in sorted({task.batch for task in live})]
-        restore_engine(booted, batches, live, now)
+        restore_engine(booted, batches, live, self.standing, now)
         return booted
 
 

@@ -24,6 +24,7 @@ from tests.simulation.plan import (
     Cut,
     DiskFull,
     Drain,
+    EndBatch,
     Explain,
     Flood,
     GpuFault,
@@ -45,6 +46,8 @@ from tests.simulation.plan import (
 _DOWN_S: Final = (0.1, 0.1, 1.0, 5.0, 15.0, 30.0)
 _OFF_S: Final = (0.0, 0.0, 0.0, 0.4, -3.0, 45.0, -90.0, 3600.0)
 _JUMP_S: Final = (0.5, -0.5, 8.0, -8.0, 60.0, -60.0, 7200.0, -3600.0)
+#: Number of the first submission of a chain; others are below.
+_CHAINED: Final = 700
 
 
 class Dice(Random):
@@ -86,11 +89,20 @@ def draw(seed: int) -> Plan:
     for _ in range(dice.choice((0, 1, 3))):
         acts += _knot(dice, machines, dice.choice(submissions))
     acts += [Explain(dice.moment()) for _ in range(dice.randrange(5))]
+    off_s = dice.choice(_OFF_S)
+    piece = dice.choice((1, 1, 2, 3, 500))
+    if dice.random() < 0.2:
+        submit = dice.choice(submissions)
+        after_s = dice.choice((0.0, 0.02, 0.1, 1.0, 10.0)) * dice.random()
+        acts.append(EndBatch(min(submit.at + after_s, ROUGH_S), submit.number))
+    if dice.random() < 0.1:
+        acts += _chain(dice)
     return Plan(
         seed,
         machines,
         tuple(sorted(acts, key=lambda act: act.at)),
-        host_clock_off_s=dice.choice(_OFF_S),
+        host_clock_off_s=off_s,
+        piece=piece,
     )
 
 
@@ -266,6 +278,14 @@ def _knot(dice: Dice, machines: tuple[MachinePlan, ...], submit: Submit) -> list
             kind = dice.choice((_host_dies, _runner_dies, _runner_dies, _cut, _slow, _mute))
             acts.append(kind(dice, at, machine))
     return acts
+
+
+def _chain(dice: Dice) -> list[Act]:
+    """Draw a batch that waits in vain, and a host that dies when it falls."""
+    first = Submit(dice.moment(), _CHAINED, "ada", Command(dice.choice((0.5, 2.0)), (3,)), cores=0)
+    then = Submit(first.at, _CHAINED + 1, "ada", Command(1.0), array=4, after=(_CHAINED,))
+    over = first.at + first.command.lasts_s + dice.uniform(0.0, 0.3)
+    return [first, then, HostDies(over, dice.randrange(20), dice.choice(_DOWN_S))]
 
 
 # Troubles ---------------------------------------------------------------------------

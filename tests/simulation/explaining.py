@@ -44,7 +44,9 @@ def _check_waiting(state: ClusterState, task: TaskRecord, explanation: Explanati
     target = batch.targets[batch.position(task.index)] if batch.targets else None
     nodes = state.fleet.nodes
     if not explanation.nodes and task.id not in state.backlog:
-        waits = bool(state.batch_of(task).awaits) or bool(task.not_before)
+        held = state.batch_of(task)
+        waits = bool(held.awaits or held.falls or held.is_entering or task.folded)
+        waits = waits or bool(task.not_before)
         promise(waits, _RULE, "{} waits for nothing: {}", task.id, explanation)
         return
     promise(len(explanation.nodes) == len(nodes), _RULE, "{} of {} nodes", explanation, nodes)

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import msgspec
 
 from kohaku_daemon.core.cluster.actions import (
     Answer,
+    AnswerLater,
     CloseLink,
     ClusterAction,
     Refuse,
@@ -34,6 +36,7 @@ from kohaku_daemon.core.cluster.events import (
     StoreFailing,
     StoreWell,
     Ticked,
+    WorkDue,
 )
 from kohaku_daemon.core.cluster.records import (
     BatchRecord,
@@ -122,6 +125,8 @@ class Host:
         self._trouble = False
         self._failing_since = 0.0
         self._impatient: list[_Once] = []
+        #: To whom answers go that come later, by their numbers.
+        self._replies: dict[int, Reply | None] = {}
         #: Since when a task is lost although it runs on a node that is there.
         self._lost_since: dict[TaskId, float] = {}
         #: Attempts that were given GPUs.
@@ -139,6 +144,7 @@ class Host:
         self.life += 1
         self._gathering, self._committing, self._trouble = Gathering(), False, False
         self._impatient = []
+        self._replies = {}
         self.engine = self.disk.boot(self._engine, self.clock.now())
         self._check()
         self._stage.tell("the host is up")
@@ -226,7 +232,7 @@ class Host:
         answered = False
         actions = self.engine.handle(event, self.clock.now())
         for action in actions:
-            answered |= isinstance(action, Answer | Refuse)
+            answered |= isinstance(action, Answer | AnswerLater | Refuse)
             self.gather(action, reply)
         if isinstance(event, RunnerBeat) and len(actions) == 1:
             return  # readings alone change nothing that is kept, and come all the time
@@ -249,8 +255,12 @@ class Host:
                 gathering.events.append(event)
             case PutDocument() | DropDocument():
                 gathering.documents.append(action)
-            case Answer(value) if reply is not None:
-                gathering.answers.append(lambda: reply(value))
+            case Answer(value, number):
+                to = self._replies.pop(number) if number else reply
+                if to is not None:
+                    gathering.answers.append(partial(to, value))
+            case AnswerLater(number):
+                self._replies[number] = reply
             case Refuse(error) if reply is not None:
                 self.refused(error, reply)
             case _:
@@ -304,11 +314,14 @@ class Host:
         self._stage.after(delay_s or 0.0001 + 0.02 * self._random.random(), if_alive)
 
     def _close_group(self) -> None:
+        if self.engine is not None and self.engine.has_work:
+            self._handle(WorkDue(), None)
         self._handle(PlacementDue(), None)
         self._check_gpus()
         group, self._gathering = self._gathering, Gathering()
         if group.is_empty():
             self._committing = False
+            self._go_on()
             return
         tasks = [_encode(task) for task in group.tasks.values()]
         for look in group.looks:
@@ -391,5 +404,9 @@ class Host:
             answer()
         self._committing = False
         self._impatient = [once for once in self._impatient if not once.is_done]
-        if not self._gathering.is_empty():
+        self._go_on()
+
+    def _go_on(self) -> None:
+        assert self.engine is not None
+        if not (self._gathering.is_empty() and self.engine.is_settled):
             self._wake()

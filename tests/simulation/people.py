@@ -15,16 +15,18 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from kohaku_daemon.core.cluster.ended import EndedTasks
 from kohaku_daemon.core.cluster.events import RetryAsked, SteerAsked, SubmitAsked, Verb
+from kohaku_daemon.core.cluster.records import BatchRecord
 from kohaku_daemon.core.workload import Launch
 from protocol.errors import Conflict, KohakuError, NoFit, NotFound, Unavailable
-from protocol.ids import BatchId, TaskId
+from protocol.ids import BatchId, TaskId, UserName
 from protocol.messages.task import Retried, SteerResult, Submitted
 from protocol.models.task import TaskState
 from tests.simulation.explaining import check_explanations
 from tests.simulation.host import Host
 from tests.simulation.machine import command_of, words_of
-from tests.simulation.plan import AskAgain, Command, Crowd, Flood, Steer, Submit
+from tests.simulation.plan import AskAgain, Command, Crowd, EndBatch, Flood, Steer, Submit
 from tests.simulation.stage import Stage, promise
 from tests.simulation.truth import Truth
 from tests.support.builders import GIB, OPERATOR, a_spec, a_submission, a_user
@@ -304,6 +306,60 @@ class People:
         if record is None or not record.state.is_final:
             self.kill(task)
 
+    def end_batch(self, act: EndBatch) -> None:
+        """Ask for the end of all of a submission that is stored, until that is answered."""
+        submit = self.asked.get(act.number)
+        batch = None
+        if submit is not None:
+            key = (UserName(submit.owner), f"request-{act.number}")
+            batch = self._host.disk.by_request.get(key)
+        if batch is None:
+            return
+        self._stage.tell("all of request {} is to be killed", act.number)
+        answered = False
+
+        def reply(value: object) -> None:
+            nonlocal answered
+            if isinstance(value, SteerResult):
+                answered = True
+                self._all_killed(batch, value)
+
+        def deliver() -> None:
+            self._host.ask(SteerAsked(OPERATOR, Verb.KILL, batch=batch.id), reply)
+
+        def ask() -> None:
+            if not answered:
+                self.killed.update(batch.ids())
+                self._later(lambda: self._host.settled(deliver))
+                self._stage.after(_AGAIN_S, ask)
+
+        ask()
+
+    def _all_killed(self, batch: BatchRecord, value: SteerResult) -> None:
+        """Check that an answer is about all of a batch; what has not ended by then is to end."""
+        disk = self._host.disk
+        made = sum(name in disk.tasks for name in batch.ids())
+        promise(
+            made == batch.count and not value.refused,
+            "a batch is ended as a whole",
+            "{} of {} tasks of batch {} are there, {}",
+            made,
+            batch.count,
+            batch.id,
+            value,
+        )
+        for name in batch.ids():
+            task = disk.tasks[name]
+            if not task.state.is_final:
+                promise(
+                    bool(task.kill_asked_by),
+                    "a batch is ended as a whole",
+                    "{} is {} and nobody has asked for its end",
+                    name,
+                    task.state,
+                )
+                self.kills_answered.add(name)
+
     def resume_all(self) -> None:
         """Let what is held go on, as often as it takes."""
         for task in list(self._host.disk.tasks.values()):
@@ -346,14 +402,15 @@ class People:
         engine, disk = self._host.engine, self._host.disk
         assert engine is not None
         source = disk.batches[disk.tasks[task].batch]
-        is_live = task in engine.state.tasks
+        ended = EndedTasks(request_id)
+        ended.take(disk.ended_records((task,)))
         return RetryAsked(
             OPERATOR,
             request_id,
             request_id.encode(),
             source,
-            ended=() if is_live else disk.ended_records((task,)),
-            live=(task,) if is_live else (),
+            task,
+            ended,
             earlier=disk.by_request.get((source.owner, request_id)),
         )
 

@@ -116,6 +116,14 @@ class Steer:
 
 
 @dataclass(frozen=True, slots=True)
+class EndBatch:
+    """Somebody asks for the end of all of a submission, until that is answered."""
+
+    at: float
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """An operator drains a node and undrains it later."""
 
@@ -269,7 +277,19 @@ Fault = (
     HostDies | RunnerDies | HolderDies | Cut | Slow | Repeat | Mute | ClockJump | GpuFault
     | DiskFull | StartTrouble
 )  # fmt: skip
-Act = Submit | Flood | Crowd | AskAgain | Steer | Drain | Relabel | Remove | Explain | Fault
+Act = (
+    Submit
+    | Flood
+    | Crowd
+    | AskAgain
+    | Steer
+    | EndBatch
+    | Drain
+    | Relabel
+    | Remove
+    | Explain
+    | Fault
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +303,8 @@ class Plan:
     host_clock_off_s: float = 0.0
     #: Which owners there are: the seed's choice of how many share the cluster.
     owners: tuple[str, ...] = field(default=("ada", "bob"))
+    #: Tasks that the host works on in one go: so few that what the worlds hold takes several.
+    piece: int = 500
 
     def with_acts(self, acts: tuple[Act, ...]) -> Plan:
         """Give the same world with only these happenings."""

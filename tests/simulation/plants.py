@@ -8,19 +8,20 @@ Does not know: how it is found.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from unittest.mock import patch
 
 from msgspec.structs import replace
 
-from kohaku_daemon.core.cluster import backlog, engine, intake
-from kohaku_daemon.core.cluster.actions import Answer, ClusterAction, SendOrder
+from kohaku_daemon.core.cluster import backlog, intake, recovery
+from kohaku_daemon.core.cluster.actions import Answer, ClusterAction, SaveBatch, SendOrder
 from kohaku_daemon.core.cluster.engine import ClusterEngine
 from kohaku_daemon.core.cluster.events import ClusterEvent, RunnerBeat, RunnerRegistered
 from kohaku_daemon.core.cluster.fair_order import FairOrder
 from kohaku_daemon.core.cluster.fleet import FleetNode
+from kohaku_daemon.core.cluster.long_work import LongWork, Work
 from kohaku_daemon.core.cluster.moves import Moves
 from kohaku_daemon.core.cluster.records import TaskRecord
 from kohaku_daemon.core.cluster.state import live_batch
@@ -30,8 +31,9 @@ from kohaku_daemon.core.node.events import LaunchFound
 from kohaku_daemon.core.node.records import LaunchRecord
 from kohaku_daemon.core.placement.gang import Member, Seat, seat_gang
 from kohaku_daemon.core.workload import Found
-from protocol.ids import NodeName, TaskId
+from protocol.ids import BatchId, NodeName, TaskId
 from protocol.messages.runner import AttemptReport, AttemptState, OrderKill
+from protocol.messages.task import SteerResult, Submitted
 from protocol.models.node import NodeState
 from protocol.models.task import Claim, Exit, TaskState
 from tests.simulation.host import Host, Reply
@@ -146,8 +148,59 @@ class ForgetsWhatWasAwaited(Host):
     """What a task waits for is not known any more after a restart."""
 
     def boot(self) -> None:
-        with patch.object(engine, "live_batch", lambda record, _=(): live_batch(record)):
+        with patch.object(recovery, "live_batch", lambda record, _=(): live_batch(record)):
             super().boot()
+
+
+class LeavesBatchesUnmade(ClusterEngine):
+    """What of a batch was not made when the host died is never made."""
+
+    def make_further(self, last: TaskRecord) -> None:
+        pass
+
+
+class LeavesBatchesHalfFallen(Host):
+    """What waits in vain, and had not fallen yet when the host died, begins after all."""
+
+    def boot(self) -> None:
+        with patch.object(self.disk, "standing", lambda _: None):
+            super().boot()
+
+
+class AnswersPieces(ClusterEngine):
+    """A request is answered when its first piece is done."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._works.__class__ = _WorkAnsweredEarly
+
+
+class _WorkAnsweredEarly(LongWork):
+    def answer(self, work: Work) -> None:
+        is_over, value = self._do_piece(work)
+        if not is_over:
+            held = [*self._state_of_making()]
+            value = held[-1] if held else SteerResult(0)
+            self.put(work)
+        self._scribe.add(Answer(value))
+
+    def _state_of_making(self) -> Iterator[Submitted]:
+        for action in self._scribe.out:
+            if isinstance(action, SaveBatch):
+                yield Submitted(action.batch.id, action.batch.runs)
+
+
+class EndsWhatIsThere(ClusterEngine):
+    """The end of a batch is that of what is made of it so far."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._works.__class__ = _WorkThatWaitsForNone
+
+
+class _WorkThatWaitsForNone(LongWork):
+    def answer_after(self, batch: BatchId, work: Work) -> None:
+        self.answer(work)
 
 
 class StartsGangsOneByOne(ClusterEngine):
@@ -338,5 +391,9 @@ PLANTS: Final = (
     Plant(Cast(host=OrdersEarly), 300),
     Plant(Cast(host=ForgetsKillsOverRestarts), 200),
     Plant(Cast(host=ForgetsWhatWasAwaited), 300),
+    Plant(Cast(cluster=LeavesBatchesUnmade), 300),
+    Plant(Cast(host=LeavesBatchesHalfFallen), 1500),
+    Plant(Cast(cluster=AnswersPieces), 200),
+    Plant(Cast(cluster=EndsWhatIsThere), 200),
     Plant(Cast(runner=StartsEarly), 200),
 )

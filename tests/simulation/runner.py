@@ -188,7 +188,7 @@ class Runner:
     @property
     def has_kept_up(self) -> bool:
         """Whether all is on the disk, or the disk takes nothing so that it is no use to wait."""
-        return self.in_trouble or (self._ledger.open.is_empty and self._ledger.under_way is None)
+        return self.in_trouble or not (self._ledger.is_due or self._ledger.under_way)
 
     def _later(self, act: Callable[[], None], delay_s: float = 0.0) -> None:
         life = self.life
@@ -216,25 +216,21 @@ class Runner:
         return self._ledger.take(actions)
 
     def _commit_if_due(self) -> None:
-        gathered = self._ledger.open
-        if self._ledger.under_way is not None or gathered.is_empty:
-            return
-        if gathered.is_urgent:
-            self._commit()
-        elif not self._put_off:
+        if self._ledger.under_way is None and self._ledger.is_due:
+            bundle = self._ledger.close()
+            # An end that was ordered may be put off: then it is not among what is written.
+            off = [end for end in self._ends_open if _name(*end) in self._ledger.later.puts]
+            ends = [end for end in self._ends_open if end not in off]
+            self._ends_open = off
+            self._begin_write(bundle, ends)
+        if not self._put_off and not self._ledger.later.is_empty:
             self._put_off = True
             self._later(self._commit_put_off, _PUT_OFF_S)
 
     def _commit_put_off(self) -> None:
         self._put_off = False
-        if not self._ledger.open.is_empty:
-            self._ledger.open.is_urgent = True
-            self._commit_if_due()
-
-    def _commit(self) -> None:
-        bundle = self._ledger.close()
-        ends, self._ends_open = self._ends_open, []
-        self._begin_write(bundle, ends)
+        self._ledger.ripen()
+        self._commit_if_due()
 
     def _begin_write(self, bundle: Bundle, ends: list[tuple[TaskId, int]]) -> None:
         puts = {key: _encode(record) for key, record in bundle.puts.items()}
@@ -380,3 +376,7 @@ class Runner:
     def _post_as(self, life: int, event: NodeEvent) -> None:
         if self.life == life:
             self.post(event)
+
+
+def _name(task: TaskId, attempt: int) -> str:
+    return f"{task}-{attempt}"

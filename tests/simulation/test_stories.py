@@ -13,6 +13,7 @@ from tests.simulation.plan import (
     Command,
     Cut,
     DiskFull,
+    EndBatch,
     HostDies,
     MachinePlan,
     Plan,
@@ -27,9 +28,9 @@ _N1, _N2 = MachinePlan("n1", numa=1), MachinePlan("n2", numa=1)
 _AWAY = Cut(2.0, "n1", host_notices_s=0.1, runner_notices_s=0.1, loses=True, apart_s=20.0)
 
 
-def _play(*acts: Act, machines: tuple[MachinePlan, ...] = (_N1,)) -> None:
+def _play(*acts: Act, machines: tuple[MachinePlan, ...] = (_N1,), piece: int = 500) -> None:
     for seed in range(5):
-        failure = try_plan(Plan(seed, machines, acts, rough_s=30.0))
+        failure = try_plan(Plan(seed, machines, acts, rough_s=30.0, piece=piece))
         if failure is not None:
             pytest.fail(str(failure), pytrace=False)
 
@@ -77,4 +78,25 @@ def test_an_order_that_the_disk_never_took_is_given_again() -> None:
         DiskFull(0.9, "n1", for_s=5.0),
         Submit(1.0, 0, "ada", Command(lasts_s=2.0)),
         RunnerDies(5.0, "n1", step=0, down_s=0.1),
+    )
+
+
+@pytest.mark.parametrize("step", range(0, 24, 2))
+def test_the_host_may_die_while_a_batch_falls_a_task_at_a_time(step: int) -> None:
+    _play(
+        Submit(1.0, 0, "ada", Command(lasts_s=2.0, codes=(3,)), cores=0),
+        Submit(1.0, 1, "ada", Command(lasts_s=1.0), array=4, after=(0,)),
+        HostDies(3.0, step, down_s=0.1),
+        piece=1,
+    )
+
+
+@pytest.mark.parametrize("step", range(0, 12, 2))
+def test_the_host_may_die_while_a_batch_is_made_or_ended_a_task_at_a_time(step: int) -> None:
+    _play(
+        Submit(1.0, 0, "ada", Command(lasts_s=5.0), array=4),
+        HostDies(1.0, step, down_s=0.1),
+        EndBatch(4.0, 0),
+        HostDies(4.0, step, down_s=0.1),
+        piece=1,
     )

@@ -33,6 +33,7 @@ from tests.simulation.plan import (
     Cut,
     DiskFull,
     Drain,
+    EndBatch,
     Explain,
     Flood,
     GpuFault,
@@ -90,6 +91,7 @@ class World:
         self.host = cast.host(
             stage, Disk(self.truth), Clock(stage, plan.host_clock_off_s), cast.cluster
         )
+        self.host.disk.piece = plan.piece
         self.door = Door(stage, self.host)
         self.runners: dict[str, Runner] = {}
         self.weather: dict[str, Weather] = {}
@@ -184,6 +186,8 @@ class World:
                 self.people.ask_again(act)
             case Steer():
                 self.people.steer(act)
+            case EndBatch():
+                self.people.end_batch(act)
             case Explain():
                 self.people.explain()
             case Drain():

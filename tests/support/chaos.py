@@ -1,8 +1,11 @@
 """All attacks at once, over and over, against one host; and somebody honest who calls meanwhile.
 
 Each side is a process of its own (``python -m tests.support.chaos attack|honest ...``), so
-that neither holds up the other. Attackers are ``nice``: theirs are other machines, and what
-they cost themselves is not the host's to pay.
+that neither holds up the other. All but the host are other machines, and what they cost
+themselves is not the host's to pay: it has a core to itself, and where there is one, both
+sides share the others. There attackers are ``nice``, in a session of their own too: Linux
+shares a core among sessions first, where niceness within one does not count (man 7 sched,
+"The autogroup feature").
 
 Knows: how both run and what they tell, as one line of JSON.
 Does not know: what is an attack (``tests.support.attacks``), how a host is started (``siege``).
@@ -20,6 +23,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +34,7 @@ from protocol.messages.task import ListTasks
 from protocol.methods import STATUS, TASK_LIST
 from tests.support.attacks import members, runners, strangers
 from tests.support.attacks.target import Target
-from tests.support.siege import Siege
+from tests.support.siege import Siege, divided_cores
 
 ROOT: Final = Path(__file__).parents[2]
 _NICE: Final = 19
@@ -67,6 +71,7 @@ class Phase:
 
 def run_phase(siege: Siege, seconds: float, *, attacked: bool) -> Phase:
     """Let somebody honest call for some seconds, with all attacks going on or with none."""
+    siege.set_apart()
     attackers = _start("attack", json.dumps(asdict(siege.target)), seconds) if attacked else None
     cpu_before, began = siege.cpu_s(), time.monotonic()
     honest = _start("honest", siege.target.url, siege.honest, seconds)
@@ -82,6 +87,7 @@ def _start(*arguments: object) -> subprocess.Popen[str]:
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -167,8 +173,11 @@ def main() -> None:
     for side in (bad, good):
         side.add_argument("seconds", type=float)
     arguments = parser.parse_args()
+    os.sched_setaffinity(0, divided_cores()[1])
     if arguments.side == "attack":
         os.nice(_NICE)
+        with suppress(OSError):  # a kernel without autogroups
+            Path("/proc/self/autogroup").write_text(str(_NICE))
         where = tuple(arguments.target.pop("authority"))
         told = asyncio.run(attack(Target(where, **arguments.target), arguments.seconds))
     else:

@@ -18,6 +18,7 @@ import msgspec
 
 from kohaku_daemon.core.cluster.actions import (
     Answer,
+    AnswerLater,
     CloseLink,
     ClusterAction,
     NodeChanged,
@@ -28,13 +29,14 @@ from kohaku_daemon.core.cluster.actions import (
     SaveTask,
     SendOrder,
 )
-from kohaku_daemon.core.cluster.engine import ClusterEngine, restore_engine
+from kohaku_daemon.core.cluster.engine import ClusterEngine
 from kohaku_daemon.core.cluster.events import (
     ClusterEvent,
     PlacementDue,
     RunnerReported,
     SteerAsked,
     Verb,
+    WorkDue,
 )
 from kohaku_daemon.core.cluster.records import (
     BatchRecord,
@@ -47,6 +49,7 @@ from kohaku_daemon.core.cluster.records import (
     TaskRecord,
     TokenRecord,
 )
+from kohaku_daemon.core.cluster.recovery import restore_engine
 from kohaku_daemon.core.cluster.state import ClusterState
 from protocol.errors import KohakuError
 from protocol.ids import BatchId, NodeName, TaskId
@@ -109,6 +112,19 @@ class Kept:
                 case _:
                     pass
 
+    def standing(self, name: int) -> TaskState | None:
+        """Give how a task stands, or a batch: bad if one of its tasks is, as far as it is made."""
+        task = self.tasks.get(TaskId(name))
+        if task is not None:
+            return task.state
+        batch = self.batches.get(BatchId(name))
+        if batch is None:
+            return None
+        states = [self.tasks[one].state for one in batch.ids() if one in self.tasks]
+        bad = [one for one in states if one.is_final and one is not TaskState.COMPLETED]
+        whole = len(states) == batch.count and set(states) == {TaskState.COMPLETED}
+        return bad[0] if bad else TaskState.COMPLETED if whole else TaskState.QUEUED
+
     def ended(self) -> dict[TaskId, TaskState]:
         """Give the tasks that have ended."""
         return {task.id: task.state for task in self.tasks.values() if task.state.is_final}
@@ -128,7 +144,7 @@ class Kept:
         )
         live = [recoded(task) for task in self.tasks.values() if not task.state.is_final]
         batches = [self.batches[number] for number in sorted({task.batch for task in live})]
-        restore_engine(engine, batches, sorted(live, key=lambda task: task.id), now)
+        restore_engine(engine, batches, sorted(live, key=lambda task: task.id), self.standing, now)
         state.check_invariants()
         return engine
 
@@ -159,6 +175,14 @@ class Playbook:
             recoded(action.order, Order) for action in actions if isinstance(action, SendOrder)
         ]
         return list(dict.fromkeys(self._line(action) for action in actions))
+
+    def finish(self) -> int:
+        """Let long work be done to its end, and give how many more pieces that took."""
+        pieces = 0
+        while self.engine.has_work:
+            self.tell(WorkDue())
+            pieces += 1
+        return pieces
 
     def place(self) -> list[str]:
         """Let what waits be placed, and give the orders."""
@@ -262,6 +286,9 @@ class Playbook:
             case Answer(value):
                 self.answer, self.refusal = value, None
                 return "answer"
+            case AnswerLater():
+                self.answer, self.refusal = None, None
+                return "answer later"
             case Refuse(error):
                 self.answer, self.refusal = None, error
                 return f"refuse {error.code}"

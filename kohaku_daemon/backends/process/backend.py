@@ -24,7 +24,6 @@ What is promised where:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import itertools
 import logging
@@ -49,10 +48,10 @@ from kohaku_daemon.backends.process.record import (
     Ending,
     LaunchPlan,
     Record,
-    make_record,
     read_record,
 )
 from kohaku_daemon.backends.process.settings import ProcessSettings
+from kohaku_daemon.backends.process.spares import RecordFolder
 from kohaku_daemon.backends.process.trial import choose_means
 from kohaku_daemon.backends.process.verdict import judge, judge_lost
 from kohaku_daemon.clock import Clock, SystemClock
@@ -60,7 +59,6 @@ from kohaku_daemon.core.workload import Finding, Found, Handle, Launch, Started
 from kohaku_daemon.supervise import spawn
 from protocol.ids import TaskId
 from protocol.models.node import BackendInfo, TaskReading
-from protocol.models.task import Exit
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +69,9 @@ _LATER_S: Final = 0.5
 _CLOCK_STEP_S: Final = 2.0
 #: How long what was just taken may take until it runs, or not.
 _SHORT_S: Final = 20.0
+#: Seconds that the cgroups' folders are believed to be there: a look costs 15 us, and somebody
+#: who removes them does not do it with each launch.
+_SITE_S: Final = 1.0
 
 
 class ProcessBackend:
@@ -106,7 +107,10 @@ class ProcessBackend:
         self._hidden = (state_root, *hidden)
         self._link = KeeperLink(state_root, state_root / "keeper.log")
         self._planner: Planner | None = None
+        self._records = RecordFolder(state_root)
         self._site: GroupSite | None = None
+        #: When its folders were looked for last.
+        self._site_seen_at = -_SITE_S
         self._boot = ""
         # Begins anywhere, so that no two runs of a runner number alike.
         self._plans = itertools.count(secrets.randbits(60))
@@ -130,9 +134,7 @@ class ProcessBackend:
         try:
             # First, and not from the disk: without it nothing is told apart from before a reboot.
             self._boot = tree.read_boot_id()
-            # Tasks may pass through it, as the trial does, but list nothing.
-            self._root.mkdir(parents=True, exist_ok=True)
-            self._root.chmod(0o711)
+            self._records.open()
             site = await asyncio.to_thread(find_site, self._settings.cgroup_root, self._site_name)
             self._site = site
             hoped = Means(namespaces=True, site=site, users=find_users(self._settings))
@@ -186,11 +188,10 @@ class ProcessBackend:
         if self._planner is None:
             raise BackendFailed(f"the process backend of {self._node} is not ready")
         path = self._find_path(handle)
-        plan = self._planner.plan(launch, Path(path), folders)
+        plan = self._planner.plan(launch, path, folders)
         try:
-            if self._site is not None and not self._site.is_ready():
-                await asyncio.to_thread(find_site, self._settings.cgroup_root, self._site_name)
-            make_record(path)
+            await self._see_to_site()
+            self._records.make(path)
         except OSError as error:
             raise BackendFailed(f"cannot make {path}: {error.strerror}") from error
         while True:
@@ -203,6 +204,15 @@ class ProcessBackend:
             started = await self._settle(path, answer)
             if started is not None:
                 return started
+
+    async def _see_to_site(self) -> None:
+        """Make the cgroups' folders if they are gone: an earlier runner of the node took them."""
+        now = self._clock.monotonic()
+        if self._site is None or now - self._site_seen_at < _SITE_S:
+            return
+        if not self._site.is_ready():
+            await asyncio.to_thread(find_site, self._settings.cgroup_root, self._site_name)
+        self._site_seen_at = now
 
     async def adopt(self, handle: Handle) -> Finding:
         """Say what became of a launch started, or about to be, by an earlier run of the runner.
@@ -285,13 +295,15 @@ class ProcessBackend:
             BackendFailed: It has not ended.
         """
         key, path = name_launch(handle), self._find_path(handle)
-        if not self._link.has_ended(key):
-            await self._remove_unknown(key, path)
+        if self._link.is_done_with(key):
+            self._records.recycle(path)
+        else:
+            if not self._link.has_ended(key):
+                await self._remove_unknown(key, path)
+            self._records.remove(path)
         self._unwatch(key)
         self._link.forget(key)
         self._readings.pop(key, None)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
 
     async def read(self, handle: Handle) -> TaskReading | None:
         """Read what a running launch uses; None if it has ended."""
@@ -397,8 +409,7 @@ class ProcessBackend:
             return
         del self._watched[key]
         started_at = self._link.watch(key, _ignore) or ending.ended_at
-        exit_ = judge(ending)
-        spawn(_tell(on_exit, exit_, started_at, ending.ended_at), name=f"end of {key}")
+        on_exit(judge(ending), started_at, ending.ended_at)
 
     def _follow(self, key: str) -> None:
         job = spawn(self._wait_for_end(key), name=f"follow {key}")
@@ -423,7 +434,7 @@ class ProcessBackend:
         on_exit = self._watched.pop(key, None)
         if on_exit is not None and finding.exit is not None:
             ended_at = finding.ended_at or self._clock.now()
-            await on_exit(finding.exit, finding.started_at, ended_at)
+            on_exit(finding.exit, finding.started_at, ended_at)
 
     def _unwatch(self, key: str) -> None:
         if self._watched.pop(key, None) is not None:
@@ -443,10 +454,6 @@ class ProcessBackend:
                 raise BackendFailed("a trial does not end") from error
         self._link.forget(name)
         return answer.kind, answer.text
-
-
-async def _tell(on_exit: OnExit, exit_: Exit, started_at: float, ended_at: float) -> None:
-    await on_exit(exit_, started_at, ended_at)
 
 
 def _ignore(_: Ending | None) -> None:

@@ -14,15 +14,20 @@ into a leaf, because a v2 group with limits on its children may hold no processe
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
+from kohaku_daemon.backends.process import sites
 from kohaku_daemon.backends.process.group import UNIFIED
 from kohaku_daemon.backends.process.record import GroupPlan
 from protocol.models.task import Claim
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +36,8 @@ _LIMITS: Final = ("memory", "cpuset", "pids")
 _LEAF: Final = "kohaku-daemons"
 #: Where keepers stay, beside the launches' groups, when they are not starting something.
 _HOME: Final = "keepers"
+#: How often to begin anew if somebody removes what is just being prepared.
+_TRIES: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,7 @@ class GroupSite:
             for folder in (parent / _HOME, parent, parent.parent):
                 with contextlib.suppress(OSError):
                     folder.rmdir()
+            sites.let_go(parent / _HOME)
 
     def is_ready(self) -> bool:
         """Say whether all of it is there: an earlier runner of the node may just have left."""
@@ -83,18 +91,34 @@ class GroupSite:
 def find_site(root: Path, node: str, own: Path = Path("/proc/self/cgroup")) -> GroupSite | None:
     """Find out where groups can be made, and prepare it; None if nowhere.
 
+    What runners that are no more have left there is removed, if nothing runs in it.
+
     Args:
         root: Where the cgroup file systems are mounted.
         node: Name of the node, the groups' common folder.
         own: The file that names the calling process's groups.
     """
+    site: GroupSite | None
     try:
         if (root / "cgroup.controllers").exists():
-            return _prepare_v2(_choose_base(root, own), node)
-        return _prepare_v1(root, node)
+            base = _choose_base(root, own)
+            site = _persist(functools.partial(_prepare_v2, base, node))
+        else:
+            site = _prepare_v1(root, node)
     except OSError as error:
         _log.info("no cgroups: %s", error)
         return None
+    for parent in () if site is None else site.parents.values():
+        sites.remove_deserted(parent.parent, _HOME)
+    return site
+
+
+def _persist(prepare: Callable[[], T]) -> T:
+    """Begin anew if another runner removes, as deserted, what is just being made."""
+    for _ in range(_TRIES - 1):
+        with contextlib.suppress(FileNotFoundError):
+            return prepare()
+    return prepare()
 
 
 def _limit(
@@ -159,6 +183,7 @@ def _prepare_v2(base: Path, node: str) -> GroupSite:
     for folder in (base, base / "kohaku", parent):
         offered = {name for name in offered if _enable(folder, name, base)}
     (parent / _HOME).mkdir(exist_ok=True)
+    sites.hold(parent / _HOME)
     return GroupSite({UNIFIED: parent}, frozenset(offered))
 
 
@@ -197,7 +222,7 @@ def _prepare_v1(root: Path, node: str) -> GroupSite | None:
     for name in wanted:
         with contextlib.suppress(OSError):
             if (root / name / "cgroup.procs").exists():
-                parents[name] = _prepare_v1_parent(root / name, node)
+                parents[name] = _persist(functools.partial(_prepare_v1_parent, root / name, node))
     if not parents:
         return None
     return GroupSite(parents, frozenset(parents) & frozenset(_LIMITS))
@@ -212,6 +237,7 @@ def _prepare_v1_parent(hierarchy: Path, node: str) -> Path:
             for file in ("cpuset.cpus", "cpuset.mems"):
                 if not _read(folder / file):
                     (folder / file).write_text(_read(folder.parent / file))
+    sites.hold(folder)
     return folder.parent
 
 

@@ -39,6 +39,7 @@ class Group:
 
     def __init__(self, folders: dict[str, str]) -> None:
         self._folders = folders
+        self._is_v2_gone = False
 
     def __repr__(self) -> str:
         return f"Group({self._folders})"
@@ -89,9 +90,23 @@ class Group:
 
     def remove(self) -> None:
         """Remove the folders as far as they are empty of processes."""
-        for folder in self._folders.values():
+        for name, folder in self._folders.items():
+            if name != UNIFIED or not self._is_v2_gone:
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)
+
+    def has_emptied(self) -> bool:
+        """Say whether nothing runs in it any more, to whoever will ``remove`` it then.
+
+        Beside v1, the v2 folder counts nothing and holds the same processes as the others. The
+        kernel removes it only if there are none: one call, where a list takes four.
+        """
+        if UNIFIED in self._folders and len(self._folders) > 1:
             with contextlib.suppress(OSError):
-                os.rmdir(folder)
+                os.rmdir(self._folders[UNIFIED])
+                self._is_v2_gone = True
+                return True
+        return not self.list_processes()
 
     def list_processes(self) -> list[int]:
         """List the pids of its processes; empty if it is gone."""
@@ -140,10 +155,11 @@ class Group:
     def count_oom_kills(self) -> int:
         """Count the processes the kernel killed in it for memory."""
         if "memory" in self._folders:
-            return _read_fields(f"{self._folders['memory']}/memory.oom_control").get("oom_kill", 0)
-        if UNIFIED in self._folders:
-            return _read_fields(f"{self._folders[UNIFIED]}/memory.events").get("oom_kill", 0)
-        return 0
+            path = f"{self._folders['memory']}/memory.oom_control"
+        else:
+            path = f"{self._folders.get(UNIFIED, '')}/memory.events"
+        _, found, count = _read(path).partition("\noom_kill ")
+        return int(count.partition("\n")[0]) if found else 0
 
     def read_usage(self) -> GroupUsage:
         """Read what it uses now. What no controller counts is 0."""

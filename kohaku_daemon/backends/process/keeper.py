@@ -33,7 +33,7 @@ from kohaku_daemon.backends.process import launching
 from kohaku_daemon.backends.process.launching import Launched, NotLaunchedError
 from kohaku_daemon.backends.process.leftovers import Leftovers
 from kohaku_daemon.backends.process.output import Output
-from kohaku_daemon.backends.process.record import Keeper, LaunchPlan
+from kohaku_daemon.backends.process.record import Keeper
 from kohaku_daemon.backends.process.starting import Starter
 
 HELLO: Final = "hello"
@@ -63,7 +63,8 @@ class KeeperLoop:
         self._me = me
         self._link = link
         self._poll = select.epoll()
-        self._handlers: dict[int, Callable[[], None]] = {}
+        #: By descriptor; told what ``epoll`` said of it.
+        self._handlers: dict[int, Callable[[int], None]] = {}
         self._starter = Starter()
         self._starter.allow_many_files()
         self._leftovers = Leftovers()
@@ -81,7 +82,7 @@ class KeeperLoop:
             self._listen(link.fileno(), self._receive)
             self._say(HELLO, me.pid, me.start, me.guard, me.guard_start)
         if guard >= 0:
-            self._listen(guard, lambda: self._retire(guard))
+            self._listen(guard, functools.partial(self._retire, guard))
 
     def __repr__(self) -> str:
         return f"KeeperLoop({self._me.pid}, launches={len(self._launches)})"
@@ -90,9 +91,10 @@ class KeeperLoop:
         """Serve until the runner has gone and nothing is left to keep."""
         while self._link is not None or self._queue or self._launches:
             self._send()
-            for descriptor, _ in self._poll.poll(self._choose_timeout()):
-                if descriptor in self._handlers:
-                    self._handlers[descriptor]()
+            for descriptor, events in self._poll.poll(self._choose_timeout()):
+                handler = self._handlers.get(descriptor)
+                if handler is not None:
+                    handler(events)
             for _ in range(min(len(self._queue), _STARTS_AT_ONCE)):
                 self._start(self._queue.popleft())
             self._end_each()
@@ -107,8 +109,7 @@ class KeeperLoop:
         if not launched.has_program:
             self._ending.append(launched)
             return
-        descriptor = os.pidfd_open(launched.program.pid)
-        self._listen(descriptor, functools.partial(self._note_end, launched, descriptor))
+        self._await_end(launched.program.pid, functools.partial(self._note_end, launched))
 
     def _choose_timeout(self) -> float | None:
         if self._queue:
@@ -118,7 +119,17 @@ class KeeperLoop:
             return self._sweep_s
         return _REAP_S if self._launches else None
 
-    def _listen(self, descriptor: int, handler: Callable[[], None]) -> None:
+    def _await_end(self, pid: int, then: Callable[[], None]) -> None:
+        """Have something done once when a child has ended, which has not been waited for."""
+        descriptor = os.pidfd_open(pid)
+        self._listen(descriptor, functools.partial(self._take_end, descriptor, then))
+
+    def _take_end(self, descriptor: int, then: Callable[[], None], _events: int) -> None:
+        self._ignore(descriptor)
+        os.close(descriptor)
+        then()
+
+    def _listen(self, descriptor: int, handler: Callable[[int], None]) -> None:
         self._handlers[descriptor] = handler
         self._poll.register(descriptor, select.EPOLLIN)
 
@@ -128,7 +139,7 @@ class KeeperLoop:
 
     # The runner ---------------------------------------------------------------------
 
-    def _receive(self) -> None:
+    def _receive(self, _events: int) -> None:
         if self._link is None:
             return
         try:
@@ -147,8 +158,11 @@ class KeeperLoop:
         self._send()
 
     def _say(self, *fields: Any) -> None:
+        self._say_line(json.dumps(fields))
+
+    def _say_line(self, line: str) -> None:
         if self._link is not None:
-            self._unsent += json.dumps(fields).encode() + b"\n"
+            self._unsent += line.encode() + b"\n"
 
     def _send(self) -> None:
         if self._link is None or not self._unsent:
@@ -164,7 +178,7 @@ class KeeperLoop:
             more = select.EPOLLOUT if self._is_stalled else 0
             self._poll.modify(self._link.fileno(), select.EPOLLIN | more)
 
-    def _retire(self, guard: int) -> None:
+    def _retire(self, guard: int, _events: int) -> None:
         self._ignore(guard)
         self._say(RETIRING)
 
@@ -173,25 +187,24 @@ class KeeperLoop:
     def _start(self, line: bytes) -> None:
         number, plan = json.loads(line)
         try:
-            self._say(*self._launch(number, plan))
+            launched = launching.launch(plan, self._me, self._starter)
         except NotLaunchedError as error:
             self._say(error.kind, number, error.text, 0.0)
-
-    def _launch(self, number: int, plan: LaunchPlan) -> tuple[str, int, str, float]:
-        launched = launching.launch(plan, self._me, self._starter)
+            return
         self.keep(launched)
-        return launching.STARTED, number, "", launched.started_at
+        # Of numbers alone, as the name below is of letters, JSON needs nothing but their text.
+        self._say_line(f'["{launching.STARTED}", {number}, "", {launched.started_at}]')
 
-    def _pass_on(self, output: Output) -> None:
-        if not output.pass_on():
+    def _pass_on(self, output: Output, events: int) -> None:
+        if not output.pass_on(events):
             self._ignore(output.source)
 
-    def _note_end(self, launched: Launched, descriptor: int) -> None:
-        self._ignore(descriptor)
-        os.close(descriptor)
+    def _note_end(self, launched: Launched) -> None:
         launched.note_end()
         if not launched.has_program:
             self._leftovers.forget_program(launched)
+            if launched.has_init:  # is being killed: go on as soon as that is done
+                self._await_end(launched.program.init, _do_nothing)
         self._ending.append(launched)
         self._sweep_s = _SWEEP_FIRST_S
 
@@ -218,7 +231,11 @@ class KeeperLoop:
         ending = launched.close()
         self._leftovers.discard(launched)
         self._launches.discard(launched)
-        self._say(OVER, launched.name, ending)
+        self._say_line(f'["{OVER}", "{launched.name}", {ending}]')
+
+
+def _do_nothing() -> None:
+    """Wake up: what follows is done in every round."""
 
 
 def run(me: Keeper, link: socket.socket, guard: int) -> None:

@@ -12,6 +12,7 @@ waited for before those can end: so how it ended is recorded first. Standard lib
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import time
@@ -68,14 +69,20 @@ class Launched:
         self.started_at = keeper.started_at
         self.program = program
         self.outputs = [Output(file, source) for file, source in keeper.outputs]
-        self.marks = record.find_marks(path)
         self.is_bare = not keeper.group and not program.init
+        #: Whether its namespace has a first process, which has not been waited for.
+        self.has_init = program.init > 0
         self._group = Group(keeper.group)
         self._ending = status
         self._deadline = time.monotonic() + SWEEP_S
 
     def __repr__(self) -> str:
         return f"Launched({self.name}, {self.program})"
+
+    @functools.cached_property
+    def marks(self) -> dict[str, str]:
+        """Variables that its program was started with."""
+        return record.find_marks(self.path)
 
     @property
     def name(self) -> str:
@@ -101,36 +108,50 @@ class Launched:
             with contextlib.suppress(OSError):
                 record.write_status(self.path, self._ending)
             os.waitpid(self.program.pid, 0)
+            self._kill_init()
 
     def kill_rest(self) -> bool:
         """Kill what its cgroup or namespace still holds; say whether nothing is left there."""
-        left = self._group.kill()
-        if self.program.init:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.program.init, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                left |= os.waitpid(self.program.init, os.WNOHANG)[0] == 0
-        return not left
+        if self.has_init:
+            self._kill_init()
+        if self.has_init:
+            return False
+        if self._group.has_emptied():
+            return True
+        self._group.kill()
+        return False
 
-    def close(self) -> Ending:
-        """Pass on the rest of its output, record its end, and let go of it."""
+    def _kill_init(self) -> None:
+        """Kill its namespace's first process, and so all in it, or wait for it if it is over."""
+        try:
+            # Before anything else: of a child of ours alone it is certain whose pid it is.
+            if os.waitpid(self.program.init, os.WNOHANG)[0]:
+                self.has_init = False
+            else:
+                os.kill(self.program.init, signal.SIGKILL)
+        except ChildProcessError:
+            self.has_init = False
+
+    def close(self) -> str:
+        """Pass on the rest of its output, record its end, let go of it; give its end as JSON."""
         assert self._ending is not None, "it has not ended"
         for output in self.outputs:
             output.finish()
-        self._ending = self._ending._replace(
-            lost=sum(output.lost for output in self.outputs),
-            why_lost=next((output.why_lost for output in self.outputs if output.lost), ""),
-        )
+            if output.lost:
+                lost = self._ending.lost + output.lost
+                why = self._ending.why_lost or output.why_lost
+                self._ending = self._ending._replace(lost=lost, why_lost=why)
+        ending = record.encode_ending(self._ending)
         # OSError: somebody removed the record, or the disk is gone. The runner is still told.
         with contextlib.suppress(OSError):
-            record.write_ending(self.path, self._ending)
+            record.write_encoded_ending(self.path, ending)
         # Not before: a guard looks for the pipes of whatever has no ending.
         for output in self.outputs:
             output.close()
         if self.has_program:
             os.waitpid(self.program.pid, 0)
         self._group.remove()
-        return self._ending
+        return ending
 
 
 def launch(plan: LaunchPlan, me: Keeper, starter: Starter) -> Launched:
@@ -175,7 +196,11 @@ def now() -> float:
 
 def _describe(plan: LaunchPlan, me: Keeper, pipes: list[tuple[int, int]]) -> Keeper:
     (out, _), (err, _) = pipes
-    return me._replace(
+    return Keeper(
+        pid=me.pid,
+        start=me.start,
+        guard=me.guard,
+        guard_start=me.guard_start,
         boot=plan["boot"],
         started_at=now(),
         uid=plan["uid"],

@@ -53,6 +53,8 @@ class KeeperLink:
         self._log_path = log
         self._all: list[Conversation] = []
         self._by_name: dict[str, Conversation] = {}
+        #: Launches that more than one keeper may have been told of.
+        self._asked_again: set[str] = set()
         self._changing = asyncio.Lock()
         self._look: asyncio.TimerHandle | None = None
 
@@ -73,12 +75,15 @@ class KeeperLink:
         Raises:
             OSError: No keeper can be started.
         """
+        name = os.path.basename(plan["record"])
         for _ in range(_TRIES):
             conversation = self._choose() or await self._start_one()
             answer = await conversation.ask(plan)
+            if answer is not None and answer.kind == STARTED:
+                self._by_name[name] = conversation
+                return answer
+            self._asked_again.add(name)
             if answer is not None:
-                if answer.kind == STARTED:
-                    self._by_name[os.path.basename(plan["record"])] = conversation
                 return answer
         return Answer(VANISHED)
 
@@ -101,8 +106,13 @@ class KeeperLink:
         conversation = self._by_name.get(name)
         return conversation is not None and conversation.has_ended(name)
 
+    def is_done_with(self, name: str) -> bool:
+        """Say whether a launch has ended and no keeper has its record open, or will."""
+        return name not in self._asked_again and self.has_ended(name)
+
     def forget(self, name: str) -> None:
         """Forget a launch."""
+        self._asked_again.discard(name)
         conversation = self._by_name.pop(name, None)
         if conversation is not None:
             conversation.forget(name)

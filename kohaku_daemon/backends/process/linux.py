@@ -15,7 +15,9 @@ from typing import Final
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 # linux/sched.h
+CLONE_VM: Final = 0x00000100
 CLONE_FILES: Final = 0x00000400
+CLONE_VFORK: Final = 0x00004000
 CLONE_PARENT: Final = 0x00008000
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWUTS: Final = 0x04000000
@@ -29,6 +31,9 @@ MS_NODEV: Final = 4
 MS_NOEXEC: Final = 8
 MS_REC: Final = 16384
 MS_PRIVATE: Final = 1 << 18
+
+# asm-generic/mman-common.h
+_PROT_READ_EXEC: Final = 1 | 4
 
 # linux/mount.h
 MOUNT_ATTR_RDONLY: Final = 1
@@ -121,6 +126,15 @@ def clear_capabilities() -> None:
     """
     header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
     _check(_libc.capset(ctypes.byref(header), (ctypes.c_uint32 * 6)()))
+
+
+def make_executable(address: int, size: int) -> None:
+    """Let memory hold a program, which can then not be written to (``man 2 mprotect``).
+
+    Raises:
+        OSError: The machine does not allow it.
+    """
+    _check(_libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(size), _PROT_READ_EXEC))
 
 
 def fork_sharing_files() -> int:
@@ -224,18 +238,19 @@ def attach(tree: int, target: str) -> None:
     _check(_libc.syscall(_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target), flags), target)
 
 
-def set_mount(target: str | int, attributes: int, *, below: bool) -> None:
+def set_mount(target: str | int, attributes: int, *, below: bool, private: bool = False) -> None:
     """Add ``MOUNT_ATTR_*`` to a mount, and to all ``below`` it (Linux 5.12).
 
     Args:
         target: A path, or a descriptor of ``clone_tree``.
         attributes: What to set.
         below: Whether to change the mounts below it as well, in one step.
+        private: Whether nothing mounted there shall travel to or from elsewhere.
 
     Raises:
         OSError: The kernel refused, or is too old (ENOSYS).
     """
-    attr = _MountAttr(attr_set=attributes)
+    attr = _MountAttr(attr_set=attributes, propagation=MS_PRIVATE if private else 0)
     place, path, flags = (
         (target, b"", _AT_EMPTY_PATH)
         if isinstance(target, int)

@@ -62,24 +62,33 @@ class Output:
         self.path = path
         self.source = source
         self._file = -1
+        #: Whether all has come that ever will.
+        self._is_over = False
         #: Bytes that the disk did not take since it last took any.
         self._lost = 0
         #: The same since the beginning, and why.
         self.lost = 0
         self.why_lost = ""
 
-    def pass_on(self) -> bool:
-        """Append what has come, at most 64 KiB; say whether anything had, or more may come."""
-        with contextlib.suppress(BlockingIOError):
-            return self._move() > 0
-        return True
+    def pass_on(self, events: int = select.POLLIN) -> bool:
+        """Append what has come, at most 64 KiB; say whether anything had, or more may come.
+
+        Args:
+            events: What ``epoll`` has just said of our end of the pipe.
+        """
+        try:
+            self._is_over = not (events & select.POLLIN and self._move() > 0)
+        except BlockingIOError:
+            return True
+        return not self._is_over
 
     def finish(self) -> None:
         """Append what is left: nobody is there any more who could write."""
-        with contextlib.suppress(BlockingIOError):
-            for _ in range(_PIPE_MOST // _AT_ONCE):
-                if not self._move():
-                    break
+        if not self._is_over:
+            with contextlib.suppress(BlockingIOError):
+                for _ in range(_PIPE_MOST // _AT_ONCE):
+                    if not self._move():
+                        break
         if self._lost:
             self._append(b"")
 

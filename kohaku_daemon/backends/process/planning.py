@@ -30,7 +30,7 @@ _NO_USERS: Final = range(0)
 _resolve: Final = functools.lru_cache(64)(os.path.realpath)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: it keeps what it says of every launch
 class Means:
     """What this machine allows, or a guess at it that is to be tried."""
 
@@ -57,7 +57,8 @@ class Means:
     def describe_launch(self, uid: int) -> str:
         """Say what one launch is given."""
         user = f"uid {uid}" if uid >= 0 else f"the runner's own user (uid {os.geteuid()})"
-        return ", ".join((self._describe_walls(), user, self._describe_groups()))
+        walls, groups = self._around
+        return f"{walls}, {user}, {groups}"
 
     def list_enforced(self) -> tuple[str, ...]:
         """List what ``BackendInfo.enforces`` may claim.
@@ -71,6 +72,10 @@ class Means:
         if "cpuset" in self.limits:
             names += ["cores", "numa"]
         return tuple(sorted(names))
+
+    @functools.cached_property
+    def _around(self) -> tuple[str, str]:
+        return self._describe_walls(), self._describe_groups()
 
     def _describe_walls(self) -> str:
         if not self.namespaces:
@@ -117,7 +122,7 @@ class Planner:
     #: Of this boot of the machine.
     boot: str
 
-    def plan(self, launch: Launch, path: Path, folders: TaskFolders) -> LaunchPlan:
+    def plan(self, launch: Launch, path: str, folders: TaskFolders) -> LaunchPlan:
         """Plan one launch.
 
         Args:
@@ -132,7 +137,7 @@ class Planner:
         uid = self._choose_user(launch.key)
         site, most = means.site, self.settings.max_processes
         return LaunchPlan(
-            record=str(path),
+            record=path,
             argv=list(launch.spec.command),
             env=build_environment(
                 launch,

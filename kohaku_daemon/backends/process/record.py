@@ -228,7 +228,7 @@ def write_program(descriptor: int, program: Program) -> None:
         OSError: It cannot be written.
     """
     try:
-        os.write(descriptor, _encode(_PROGRAM, program))
+        os.write(descriptor, f'["{_PROGRAM}", {program.pid}, {program.init}]\n'.encode())
     finally:
         os.close(descriptor)
 
@@ -242,13 +242,27 @@ def write_status(path: str, ending: Ending) -> None:
     append_text(path, _encode(_STATUS, ending).decode())
 
 
+def encode_ending(ending: Ending) -> str:
+    """Give an ending as JSON."""
+    return json.dumps(ending)
+
+
 def write_ending(path: str, ending: Ending) -> None:
     """Record how a launch ended.
 
     Raises:
         OSError: The record is gone or cannot be written.
     """
-    append_text(path, _encode(_ENDING, ending).decode())
+    write_encoded_ending(path, encode_ending(ending))
+
+
+def write_encoded_ending(path: str, ending: str) -> None:
+    """Record how a launch ended, by what ``encode_ending`` gave.
+
+    Raises:
+        OSError: The record is gone or cannot be written.
+    """
+    append_text(path, f'["{_ENDING}", {ending[1:]}\n')
 
 
 def read_record(path: str) -> Record:

@@ -20,6 +20,7 @@ from typing import Final, NoReturn, TypeVar
 from kohaku_daemon.backends.process import linux
 from kohaku_daemon.backends.process.files import read_text, write_text
 from kohaku_daemon.backends.process.group import Group
+from kohaku_daemon.backends.process.init import PROC_FLAGS
 from kohaku_daemon.backends.process.record import LaunchPlan
 
 #: Replaced by empty folders of the launch's own, in memory.
@@ -94,48 +95,58 @@ def become(plan: LaunchPlan, sinks: Sequence[int]) -> NoReturn:
     for signal_number in IGNORED:
         signal.signal(signal_number, signal.SIG_DFL)
     if plan["group"] is not None:
-        with step("join its cgroup"):
+        with Step("join its cgroup"):
             Group(plan["group"]["folders"]).join()
     if plan["cores"]:
-        with step("stay on its cores"):
+        with Step("stay on its cores"):
             os.sched_setaffinity(0, plan["cores"])
     if plan["sandbox"] is not None:
-        with step("make its namespaces"):
+        with Step("make its namespaces"):
             build_walls(plan, mount_proc)
-    with step("give up its rights"):
+    with Step("give up its rights"):
         _drop_rights(plan["uid"])
     if plan["address_space"]:
         limit = plan["address_space"]
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    with step(f"enter its working directory {plan['workdir']}", named=False):
+    with Step(f"enter its working directory {plan['workdir']}", named=False):
         os.chdir(plan["workdir"])
     run(plan, lambda path: os.execve(path, plan["argv"], plan["env"]))
     raise AssertionError  # execve does not return
 
 
-@contextlib.contextmanager
-def step(what: str, *, named: bool = True) -> Iterator[None]:
-    """Name what is being done, for whoever is told that it failed.
+class Step:
+    """A context that names what is being done, for whoever is told that it failed.
 
     Raises:
         StepFailed: In place of an OSError.
     """
-    try:
-        yield
-    except OSError as error:
-        where = f" ({error.filename})" if named and error.filename else ""
+
+    __slots__ = ("_is_named", "_what")
+
+    def __init__(self, what: str, *, named: bool = True) -> None:
+        self._what = what
+        self._is_named = named
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if not isinstance(error, OSError):
+            return
+        where = f" ({error.filename})" if self._is_named and error.filename else ""
         # ENOSPC of a namespace is the kernel's word for a limit in /proc/sys/user.
-        is_limit = error.errno == errno.ENOSPC and "namespaces" in what
+        is_limit = error.errno == errno.ENOSPC and "namespaces" in self._what
         why = "their number is limited" if is_limit else error.strerror
-        raise StepFailed(f"cannot {what}: {why}{where}") from error
+        raise StepFailed(f"cannot {self._what}: {why}{where}") from error
 
 
-def build_walls(plan: LaunchPlan, make_proc: Callable[[], None]) -> None:
+def build_walls(plan: LaunchPlan, make_proc: Callable[[], None], also: int = 0) -> None:
     """Give the calling process mounts, IPC and a host name of its own, as the plan says.
 
     Args:
         plan: It has a sandbox.
         make_proc: Called when ``/proc`` can be mounted anew, or that can begin elsewhere.
+        also: Namespaces to make beside these, as ``CLONE_NEW*``.
 
     Raises:
         OSError: The kernel refused.
@@ -143,31 +154,45 @@ def build_walls(plan: LaunchPlan, make_proc: Callable[[], None]) -> None:
     sandbox, scratch = plan["sandbox"], plan["scratch"]
     if sandbox is None:
         return
-    linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS)
+    linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | also)
     linux.set_host_name(sandbox["hostname"])
-    # Nothing mounted here may travel back to the machine.
-    linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
-    # Copied while they can still be written to: a mount keeps its own flags.
-    kept = [(path, linux.clone_tree(path)) for path in (*sandbox["writable"], scratch)]
-    linux.set_mount("/", linux.MOUNT_ATTR_RDONLY, below=True)
-    make_proc()
-    size = f",size={sandbox['tmp_size']}" if sandbox["tmp_size"] else ""
-    for path in filter(os.path.isdir, _PRIVATE):
-        linux.mount("tmpfs", path, "tmpfs", _NO_SPECIAL, f"mode=1777{size}")
-    _name_in_hosts(sandbox["hostname"])
-    covered = _cover({*sandbox["hidden"], *_find_closed(scratch, plan["uid"])})
-    for path, tree in kept:
-        os.makedirs(path, exist_ok=True)
-        linux.set_mount(tree, linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV, below=True)
-        linux.attach(tree, path)
-        os.close(tree)
-    for path in covered:
-        linux.set_mount(path, linux.MOUNT_ATTR_RDONLY, below=False)
+    kept: list[tuple[str, int]] = []
+    try:
+        # Copied while they can still be written to: a mount keeps its own flags.
+        for path in (*sandbox["writable"], scratch):
+            kept.append((path, linux.clone_tree(path)))  # noqa: PERF401  to be closed if one fails
+        # Private: nothing mounted here from now on may travel back to the machine.
+        linux.set_mount("/", linux.MOUNT_ATTR_RDONLY, below=True, private=True)
+        make_proc()
+        size = f",size={sandbox['tmp_size']}" if sandbox["tmp_size"] else ""
+        for path in _PRIVATE:
+            _mount_empty(path, f"mode=1777{size}")
+        _name_in_hosts(sandbox["hostname"])
+        covered = _cover({*sandbox["hidden"], *_find_closed(scratch, plan["uid"])})
+        for path, tree in kept:
+            os.makedirs(path, exist_ok=True)
+            attributes = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
+            linux.set_mount(tree, attributes, below=True, private=True)
+            linux.attach(tree, path)
+        for path in covered:
+            linux.set_mount(path, linux.MOUNT_ATTR_RDONLY, below=False)
+    finally:
+        for _, tree in kept:
+            os.close(tree)
 
 
 def mount_proc() -> None:
     """Mount ``/proc`` of the caller's own pid namespace, which it must be in."""
-    linux.mount("proc", "/proc", "proc", _NO_SPECIAL | linux.MS_NOEXEC)
+    linux.mount("proc", "/proc", "proc", PROC_FLAGS)
+
+
+def _mount_empty(path: str, options: str) -> bool:
+    """Cover a folder by an empty one in memory; say whether there is such a folder."""
+    try:
+        linux.mount("tmpfs", path, "tmpfs", _NO_SPECIAL, options)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _name_in_hosts(hostname: str) -> None:
@@ -195,21 +220,19 @@ def _find_closed(scratch: str, uid: int) -> list[str]:
     parts = scratch.strip("/").split("/")[:-1]
     above = ("/" + "/".join(parts[:count]) for count in range(1, len(parts) + 1))
     for path in above:
-        if not os.path.isdir(path):  # the way begins in a private folder: it will be made
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError:  # the way begins in a private folder: it will be made
             return []
-        if not os.stat(path).st_mode & stat.S_IXOTH:
+        if not mode & stat.S_IXOTH:
             return [path]
     return []
 
 
 def _cover(paths: set[str]) -> list[str]:
     """Cover folders by empty ones; give those that were there to be covered."""
-    covered = []
-    for path in sorted(paths):  # the outer first: what is inside it is then gone
-        if os.path.isdir(path):
-            linux.mount("tmpfs", path, "tmpfs", _NO_SPECIAL, "mode=755")
-            covered.append(path)
-    return covered
+    # The outer first: what is inside it is then gone.
+    return [path for path in sorted(paths) if _mount_empty(path, "mode=755")]
 
 
 def _drop_rights(uid: int) -> None:

@@ -17,19 +17,20 @@ of address space, or a cgroup so small that the keeper itself might be the one t
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import functools
 import json
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from kohaku_daemon.backends.process import linux, sandbox
 from kohaku_daemon.backends.process.group import Group, enter
+from kohaku_daemon.backends.process.init import Seed
 from kohaku_daemon.backends.process.record import LaunchPlan, Program
-from kohaku_daemon.backends.process.sandbox import StepFailed, step
+from kohaku_daemon.backends.process.sandbox import Step, StepFailed
 
 #: Bytes; several times what a keeper may be charged for while it visits a cgroup.
 _ROOMY: Final = 32 << 20
@@ -41,13 +42,6 @@ _NAMESPACES: Final = (
 )
 
 
-class _Doors(NamedTuple):
-    """Descriptors to go into a launch's cgroup by, and back: see ``Group.open_doors``."""
-
-    group: Sequence[int]
-    homes: Sequence[int]
-
-
 class Starter:
     """Starts programs as children of the calling process, which it needs for itself."""
 
@@ -57,8 +51,8 @@ class Starter:
             for name, kind in _NAMESPACES
         ]
         self._root = os.open("/", os.O_PATH | os.O_CLOEXEC)
-        #: Doors of groups that this process stays in when it starts nothing, by folder.
-        self._homes: dict[str, int] = {}
+        #: Doors of groups that this process stays in when it starts nothing, by their folders.
+        self._homes: dict[tuple[str, ...], list[int]] = {}
         self._cores = os.sched_getaffinity(0)
         soft, self._most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._files = soft
@@ -69,61 +63,64 @@ class Starter:
         Raises:
             StepFailed: It did not start; the text is for the task's owner.
         """
-        with self._usual_files():
-            if _needs_fork(plan):
-                return _start_by_fork(plan, sinks)
-            with contextlib.ExitStack() as ways_back:
-                # Before the walls, behind which no cgroup can be written to.
-                doors = self._open_doors(plan, ways_back)
-                init = self._enter_namespaces(plan, ways_back)
-                try:
-                    return Program(self._start_inside(plan, sinks, doors), init)
-                except BaseException:  # whatever it was, no init is left behind
-                    _end(init)
-                    raise
+        if self._files == self._most_files:
+            return self._start(plan, sinks)
+        # What is open already stays so.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self._files, self._most_files))
+        try:
+            return self._start(plan, sinks)
+        finally:
+            self.allow_many_files()
 
     def allow_many_files(self) -> None:
         """Let the calling process open as many files as it may, its programs as many as usual."""
         resource.setrlimit(resource.RLIMIT_NOFILE, (self._most_files, self._most_files))
 
-    @contextlib.contextmanager
-    def _usual_files(self) -> Iterator[None]:
-        if self._files == self._most_files:
-            yield
-            return
-        # What is open already stays so.
-        resource.setrlimit(resource.RLIMIT_NOFILE, (self._files, self._most_files))
+    def _start(self, plan: LaunchPlan, sinks: Sequence[int]) -> Program:
+        if _needs_fork(plan):
+            return _start_by_fork(plan, sinks)
+        # Before the walls, behind which no cgroup can be written to.
+        with Step("find its cgroup"):
+            homes, doors = self._open_doors(plan)
         try:
-            yield
+            if plan["sandbox"] is None:
+                return Program(self._start_inside(plan, sinks, homes, doors), 0)
+            return self._start_behind_walls(plan, sinks, homes, doors)
         finally:
-            self.allow_many_files()
+            for door in doors:
+                os.close(door)
 
-    def _open_doors(self, plan: LaunchPlan, ways_back: contextlib.ExitStack) -> _Doors:
-        if plan["group"] is None:
-            return _Doors((), ())
-        with step("find its cgroup"):
-            homes = [self._find_home(*item) for item in plan["group"]["homes"].items()]
-            doors = Group(plan["group"]["folders"]).open_doors()
-            ways_back.callback(_close_each, doors)
-        return _Doors(doors, homes)
+    def _open_doors(self, plan: LaunchPlan) -> tuple[Sequence[int], Sequence[int]]:
+        """Open the ways into the groups that we stay in, and into those of the launch."""
+        group = plan["group"]
+        if group is None:
+            return (), ()
+        folders = tuple(group["homes"].values())
+        homes = self._homes.get(folders)
+        if homes is None:
+            homes = self._homes[folders] = Group(group["homes"]).open_doors()
+            enter(homes)  # being there, nobody can remove them
+        return homes, Group(group["folders"]).open_doors()
 
-    def _find_home(self, name: str, folder: str) -> int:
-        if folder not in self._homes:
-            (door,) = Group({name: folder}).open_doors()
-            enter([door])  # being there, nobody can remove it
-            self._homes[folder] = door
-        return self._homes[folder]
+    def _start_behind_walls(
+        self, plan: LaunchPlan, sinks: Sequence[int], homes: Sequence[int], doors: Sequence[int]
+    ) -> Program:
+        init = 0
+        try:
+            with Step("make its namespaces"):
+                init = self._enter_walls(plan)
+            return Program(self._start_inside(plan, sinks, homes, doors), init)
+        except BaseException:  # whatever it was, no init is left behind
+            _end(init)
+            raise
+        finally:
+            _must(self._leave_walls)
 
-    def _enter_namespaces(self, plan: LaunchPlan, ways_back: contextlib.ExitStack) -> int:
-        if plan["sandbox"] is None:
-            return 0
-        ways_back.callback(_must, self._leave_namespaces)
-        with step("make its namespaces"):
-            return _enter_walls(plan)
-
-    def _start_inside(self, plan: LaunchPlan, sinks: Sequence[int], doors: _Doors) -> int:
-        with contextlib.ExitStack() as ways_back:
-            self._go_in(plan, doors, ways_back)
+    def _start_inside(
+        self, plan: LaunchPlan, sinks: Sequence[int], homes: Sequence[int], doors: Sequence[int]
+    ) -> int:
+        try:
+            _go_in(plan, doors)
             outputs = [(os.POSIX_SPAWN_DUP2, sink, number) for number, sink in enumerate(sinks, 1)]
             return sandbox.run(
                 plan,
@@ -132,31 +129,62 @@ class Starter:
                     file_actions=outputs, setsid=True, setsigdef=sandbox.IGNORED,
                 ),
             )  # fmt: skip
+        finally:
+            _must(lambda: self._come_back(plan, homes))
 
-    def _go_in(self, plan: LaunchPlan, doors: _Doors, ways_back: contextlib.ExitStack) -> None:
-        """Join what the program shall be in; ``ways_back`` undoes it."""
-        ways_back.callback(_must, lambda: enter(doors.homes))
-        with step("join its cgroup"):
-            enter(doors.group)
-        if plan["cores"]:
-            ways_back.callback(_must, lambda: os.sched_setaffinity(0, self._cores))
-            with step("stay on its cores"):
-                os.sched_setaffinity(0, plan["cores"])
-        ways_back.callback(_must, lambda: os.chdir("/"))
+    def _come_back(self, plan: LaunchPlan, homes: Sequence[int]) -> None:
+        """Undo ``_go_in``, however far that went."""
         if plan["uid"] >= 0:
-            ways_back.callback(_must, _become_root)
-            with step("give up its rights"):
-                _lend_to(plan["uid"])
-        with step(f"enter its working directory {plan['workdir']}", named=False):
-            os.chdir(plan["workdir"])
+            os.setresuid(0, 0, 0)
+            os.setresgid(0, 0, 0)
+        os.chdir("/")
+        if plan["cores"]:
+            os.sched_setaffinity(0, self._cores)
+        enter(homes)
 
-    def _leave_namespaces(self) -> None:
+    def _enter_walls(self, plan: LaunchPlan) -> int:
+        """Move into new namespaces; give the pid of the first process of the pid namespace."""
+        seed = _find_seed()
+        if seed is None:
+            return _enter_walls_by_fork(plan)
+        init = 0
+
+        def start_init() -> None:
+            nonlocal init
+            init = seed.start()
+
+        try:
+            sandbox.build_walls(plan, start_init, linux.CLONE_NEWPID)
+        except BaseException:  # whatever it was, no init is left behind
+            _end(init)
+            raise
+        return init
+
+    def _leave_walls(self) -> None:
         for descriptor, kind in self._namespaces:
             linux.enter_namespace(descriptor, kind)
         # Entering a mount namespace moves to its root, which need not be what ours was.
         os.fchdir(self._root)
-        if not os.path.samestat(os.stat("/"), os.stat(".")):
-            os.chroot(".")
+        os.chroot(".")
+
+
+#: Made when it is first needed.
+_find_seed: Final = functools.cache(Seed.plant)
+
+
+def _go_in(plan: LaunchPlan, doors: Sequence[int]) -> None:
+    """Join what the program shall be in. Whatever comes of it, ``_come_back`` must follow."""
+    with Step("join its cgroup"):
+        enter(doors)
+    if plan["cores"]:
+        with Step("stay on its cores"):
+            os.sched_setaffinity(0, plan["cores"])
+    if plan["uid"] >= 0:
+        with Step("give up its rights"):
+            os.setresgid(plan["uid"], plan["uid"], 0)
+            os.setresuid(plan["uid"], plan["uid"], 0)
+    with Step(f"enter its working directory {plan['workdir']}", named=False):
+        os.chdir(plan["workdir"])
 
 
 def _needs_fork(plan: LaunchPlan) -> bool:
@@ -168,11 +196,6 @@ def _needs_fork(plan: LaunchPlan) -> bool:
     )
 
 
-def _close_each(descriptors: Sequence[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
-
-
 def _must(way_back: Callable[[], None]) -> None:
     """Come back from where a launch is, or end: the guard goes on with all others."""
     try:
@@ -182,20 +205,19 @@ def _must(way_back: Callable[[], None]) -> None:
         os._exit(1)
 
 
-def _enter_walls(plan: LaunchPlan) -> int:
-    """Move into new namespaces; give the pid of the first process of the pid namespace."""
+def _enter_walls_by_fork(plan: LaunchPlan) -> int:
+    """Do the same with a copy of ourselves as the first process, where there is no seed."""
     read, write = os.pipe()
     init = 0
 
     def start_init() -> None:
         nonlocal init
-        linux.unshare(linux.CLONE_NEWPID)
         init = os.fork()
         if init == 0:
             sandbox.be_init(write)
 
     try:
-        sandbox.build_walls(plan, start_init)
+        sandbox.build_walls(plan, start_init, linux.CLONE_NEWPID)
         os.close(write)
         write = -1
         if not os.read(read, 1):  # it mounts /proc, which only a process inside can
@@ -215,16 +237,6 @@ def _end(init: int) -> None:
     if init:
         os.kill(init, signal.SIGKILL)
         os.waitpid(init, 0)
-
-
-def _lend_to(uid: int) -> None:
-    os.setresgid(uid, uid, 0)
-    os.setresuid(uid, uid, 0)
-
-
-def _become_root() -> None:
-    os.setresuid(0, 0, 0)
-    os.setresgid(0, 0, 0)
 
 
 def _start_by_fork(plan: LaunchPlan, sinks: Sequence[int]) -> Program:
@@ -259,7 +271,7 @@ def _be_stage(plan: LaunchPlan, sinks: Sequence[int], answer: int) -> None:
 
     try:
         if plan["sandbox"] is not None:
-            with step("make namespaces"):
+            with Step("make namespaces"):
                 init, program = _start_beside(needs_user=plan["sandbox"]["user"])
             if program:
                 say("runs", [program, init])

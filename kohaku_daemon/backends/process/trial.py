@@ -88,7 +88,7 @@ async def _try(planner: Planner, root: Path, run: RunPlan) -> str:
         folders.scratch.mkdir()
         path = folder / f"{launch.key}-0"
         make_record(str(path))
-        kind, text = await run(planner.plan(launch, path, folders))
+        kind, text = await run(planner.plan(launch, str(path), folders))
         if kind != STARTED:
             return text or ("its keeper was killed" if kind == VANISHED else kind)
         ending = read_record(str(path)).ending

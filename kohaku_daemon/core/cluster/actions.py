@@ -70,9 +70,17 @@ class CloseLink(msgspec.Struct, frozen=True, gc=False):
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
-    """Answer the request that was handled."""
+    """Answer the request that was handled, or an earlier one."""
 
     value: object
+    #: That of the ``AnswerLater`` whose request this answers; 0 for the one at hand.
+    number: int = 0
+
+
+class AnswerLater(msgspec.Struct, frozen=True, gc=False):
+    """The request that was handled is answered by a later ``Answer`` of this number."""
+
+    number: int
 
 
 class Refuse(msgspec.Struct, frozen=True, gc=False):
@@ -92,5 +100,6 @@ ClusterAction = (
     | SendOrder
     | CloseLink
     | Answer
+    | AnswerLater
     | Refuse
 )

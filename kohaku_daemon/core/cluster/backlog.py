@@ -13,8 +13,9 @@ Does not know: states, records; its owner says what waits and carries out what i
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,12 +24,14 @@ from kohaku_daemon.core.placement.backfill import EndsAt, Hold
 from kohaku_daemon.core.placement.choose import choose_claim
 from kohaku_daemon.core.placement.gang import Member, Seat, plan_gang, seat_gang
 from kohaku_daemon.core.placement.place import (
+    Reach,
     Site,
     can_take,
     candidates,
     choose_held,
     could_take,
     rank,
+    reach_of,
 )
 from kohaku_daemon.core.placement.request import Request
 from protocol.ids import BatchId, NodeName, TaskId, UserName
@@ -42,6 +45,11 @@ _WIDEN_S: Final = 1800.0
 #: Placements of one pass, some 10 ms of work: whoever waits for something else has a turn
 #: before the next. Only a gang may be more.
 _MOST_PLACED: Final = 500
+
+#: Tasks that are gone and not worth looking for in a line.
+_FEW_GONE: Final = 1000
+#: Shapes that are remembered to be hopeless or not: more than wait in any queue we know of.
+_MOST_HOPES: Final = 10_000
 
 #: What distinguishes one lane from another. A gang has a lane of its own.
 _LaneKey = tuple[Request, UserName, int] | BatchId
@@ -125,6 +133,10 @@ class Backlog:
         #: Nodes kept free by the last pass, and for whom.
         self._held: dict[NodeName, Hold] = {}
         self._changed = False
+        #: Which shapes some node in service could hold, as far as that was asked, and the most
+        #: there is; both until nodes change.
+        self._hopes: dict[Request, bool] = {}
+        self._reach: Reach | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -173,6 +185,8 @@ class Backlog:
         self._age += 1
         self._renewed_at = self._age
         self._freed.clear()
+        self._hopes.clear()
+        self._reach = None
         self._changed = True
 
     def ahead_of(self, task: TaskId) -> int:
@@ -180,18 +194,18 @@ class Backlog:
         own = self._waiting[task]
         lanes = self._lanes.values()
         before = sum(lane.length for lane in lanes if lane.priority > own.priority)
-        level = [lane for lane in lanes if lane.priority == own.priority]
-        mine = [one for one in self._line_of(own.owner, level) if one[0] < task]
-        turn = self._turns.of(own.owner) + sum(cost for _, cost in mine)
-        before += len(mine)
-        for owner in {lane.owner for lane in level} - {own.owner}:
-            other = self._turns.of(owner)
-            for first, cost in self._line_of(owner, level):
-                if (other, first) >= (turn, task):
-                    break
-                before += 1
-                other += cost
-        return before
+        level: dict[UserName, list[_Lane]] = {}
+        for lane in lanes:
+            if lane.priority == own.priority:
+                level.setdefault(lane.owner, []).append(lane)
+        turn = self._turns.of(own.owner)
+        for lane in level.pop(own.owner):
+            count = bisect_left(self._line_of(lane), task)
+            before += count
+            turn += count * self._cost_each(lane)
+        return before + sum(
+            self._count_turns(owner, others, (turn, task)) for owner, others in level.items()
+        )
 
     def held_for(self, node: NodeName) -> TaskId | None:
         """Give the waiting task that a node is kept free for, if there is one."""
@@ -208,6 +222,20 @@ class Backlog:
         for lane in self._lanes.values():
             if lane.length:
                 yield lane.request, lane.length
+
+    def has_hope(self, request: Request, sites: dict[NodeName, Site]) -> bool:
+        """Say whether a node in service could hold a shape when idle."""
+        hope = self._hopes.get(request)
+        if hope is None:
+            if self._reach is None:
+                self._reach = reach_of(sites.values())
+            hope = self._reach.covers(request) and any(
+                could_take(request, site) for site in candidates(request, sites)
+            )
+            if len(self._hopes) >= _MOST_HOPES:
+                self._hopes.clear()
+            self._hopes[request] = hope
+        return hope
 
     def place_waiting(
         self, sites: dict[NodeName, Site], now: float, ends_at: EndsAt
@@ -272,6 +300,10 @@ class Backlog:
         del self._waiting[task]
         lane.length -= 1
         lane.members.pop(task, None)
+        if len(lane.line) > 2 * lane.length + _FEW_GONE:
+            # Else many that were ended from behind would surface all at once.
+            lane.line = [one for one in lane.line if self._waiting.get(one) is lane]
+            heapq.heapify(lane.line)
         self._waits_of[lane.owner] -= 1
         if not self._waits_of[lane.owner]:
             del self._waits_of[lane.owner]
@@ -303,17 +335,34 @@ class Backlog:
             del self._lanes[lane.key]
         return None
 
-    def _line_of(self, owner: UserName, level: Iterable[_Lane]) -> list[tuple[TaskId, float]]:
-        """Give an owner's turns in order: a task each, or a gang, with its cost."""
-        turns: list[tuple[TaskId, float]] = []
-        for lane in level:
-            if lane.owner != owner:
-                continue
-            if lane.request is None:
-                turns += [(task, lane.cost / len(lane.members)) for task in lane.members]
-            else:
-                turns += [(task, lane.cost) for task in set(lane.line) if task in self._waiting]
-        return sorted(turns)
+    def _count_turns(self, owner: UserName, lanes: list[_Lane], until: tuple[float, TaskId]) -> int:
+        """Count the turns that an owner will have until somebody else's."""
+        turn = self._turns.of(owner)
+        if len(lanes) == 1:
+            line, each = self._line_of(lanes[0]), self._cost_each(lanes[0])
+            places = range(len(line))
+            return bisect_left(places, until, key=lambda place: (turn + place * each, line[place]))
+        lines = [[(task, self._cost_each(lane)) for task in self._line_of(lane)] for lane in lanes]
+        count = 0
+        for task, cost in heapq.merge(*lines):
+            if (turn, task) >= until:
+                break
+            count += 1
+            turn += cost
+        return count
+
+    def _line_of(self, lane: _Lane) -> list[TaskId]:
+        """Give those who wait in a lane, in order."""
+        if lane.request is None:
+            return sorted(lane.members)
+        line = sorted(lane.line)
+        if len(line) == lane.length:
+            return line
+        # Some are gone, or came back and are there twice.
+        return [task for task in dict.fromkeys(line) if self._waiting.get(task) is lane]
+
+    def _cost_each(self, lane: _Lane) -> float:
+        return lane.cost if lane.request is not None else lane.cost / len(lane.members)
 
     def _seat(self, lane: _Lane, head: TaskId, current: _Pass) -> list[Seat]:
         """Find room for the first of a lane, or keep nodes free for it."""

@@ -7,12 +7,9 @@ whole cluster of these can be run in a simulation and checked after every event.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final, assert_never
 
-from msgspec.structs import replace
-
-from kohaku_daemon.core.access.permissions import may_steer
 from kohaku_daemon.core.cluster.actions import (
     Answer,
     CloseLink,
@@ -41,34 +38,32 @@ from kohaku_daemon.core.cluster.events import (
     StoreWell,
     SubmitAsked,
     Ticked,
-    Verb,
+    WholeAsked,
+    WorkDue,
 )
 from kohaku_daemon.core.cluster.fleet import MISSED_HEARTBEATS, FleetNode
 from kohaku_daemon.core.cluster.intake import Intake
+from kohaku_daemon.core.cluster.long_work import PIECE, LongWork
+from kohaku_daemon.core.cluster.making import Making
+from kohaku_daemon.core.cluster.membership import Membership
 from kohaku_daemon.core.cluster.moves import Moves
 from kohaku_daemon.core.cluster.records import (
-    BatchRecord,
     DropDocument,
     JoinTokenRecord,
-    NodeRecord,
-    PutDocument,
     Remnant,
     TaskRecord,
 )
 from kohaku_daemon.core.cluster.scribe import Scribe
-from kohaku_daemon.core.cluster.state import ClusterState, live_batch
+from kohaku_daemon.core.cluster.state import ClusterState, LiveBatch
+from kohaku_daemon.core.cluster.steering import Steering
 from kohaku_daemon.core.task.lifecycle import InvalidTransition, TaskEvent, advance
-from kohaku_daemon.core.task.validation import check_labels
-from protocol.errors import BadRequest, Conflict, KohakuError
-from protocol.ids import NodeName, TaskId, parse_node_name
+from protocol.errors import KohakuError
+from protocol.ids import TaskId
 from protocol.messages.runner import (
     AttemptReport,
     AttemptState,
     OrderKill,
-    OrderPause,
-    OrderResume,
 )
-from protocol.messages.task import SteerResult
 from protocol.models.node import NodeState
 from protocol.models.task import Cause, Exit, TaskState
 from protocol.snowflake import SnowflakeSource
@@ -84,13 +79,6 @@ _SAID: Final[Mapping[AttemptState, str]] = {
     AttemptState.RUNNING: "runs",
     AttemptState.PAUSED: "held still",
 }
-#: Nodes whose reasons a refusal names: an error has to stay small.
-_MOST_NAMED: Final = 50
-#: Labels of one node: a row of it has to fit into a frame beside others.
-_MOST_LABELS: Final = 64
-_LONGEST_JOIN_TOKEN_S: Final = 30 * 86400.0
-
-
 #: Seconds that a clock may be corrected by between two ticks without having been set.
 _CLOCK_STEP_S: Final = 2.0
 
@@ -106,11 +94,16 @@ class ClusterEngine:
         last_event: int = 0,
         heartbeat_s: float = 2.0,
         lost_after_s: float = 120.0,
+        piece: int = PIECE,
     ) -> None:
         self.state = state
         self._scribe = Scribe(last_event)
-        self._moves = Moves(state, self._scribe)
-        self._intake = Intake(state, ids, self._scribe, self._moves)
+        self._works = LongWork(self._scribe, piece)
+        self._moves = Moves(state, self._scribe, self._works)
+        self._making = Making(state, self._scribe, self._moves, self._works)
+        self._intake = Intake(state, ids, self._scribe, self._moves, self._making, self._works)
+        self._steering = Steering(state, self._scribe, self._moves, self._works)
+        self._membership = Membership(state, self._scribe, self._moves)
         self._silent_after_s = heartbeat_s * MISSED_HEARTBEATS
         self._lost_after_s = lost_after_s
         #: Seconds that the clock is ahead of the steady one, as of the last tick that told.
@@ -127,8 +120,26 @@ class ClusterEngine:
             self._dispatch(event)
         except KohakuError as error:
             return [Refuse(error)]
-        self._moves.clear_fallen()
+        self._moves.follow_up()
         return self._scribe.out
+
+    @property
+    def has_work(self) -> bool:
+        """Whether something was begun that goes on with ``WorkDue``."""
+        return not self._works.is_done
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left to be worked on, and to be placed, at present."""
+        return self._works.is_done and self.state.backlog.is_settled
+
+    def make_further(self, last: TaskRecord) -> None:
+        """Have the tasks made that are missing before the last one of its batch."""
+        self._works.put(self._making.go_on(self.state.batch_of(last), last))
+
+    def bring_down(self, batch: LiveBatch) -> None:
+        """Have the tasks of a batch ended that waits in vain."""
+        self._works.put(self._making.fall(batch))
 
     def _dispatch(self, event: ClusterEvent) -> None:
         match event:
@@ -139,22 +150,26 @@ class ClusterEngine:
                 self._beat(event)
             case PlacementDue():
                 self._moves.place_waiting()
+            case WorkDue():
+                self._works.go_on()
             case SubmitAsked():
                 self._intake.submit(event)
             case RetryAsked():
                 self._intake.retry(event)
             case SteerAsked():
-                self._steer(event)
+                self._steering.steer(event)
+            case WholeAsked():
+                self._intake.tell_when_whole(event)
             case DrainAsked():
-                self._drain(event)
+                self._membership.drain(event)
             case LabelAsked():
-                self._label(event)
+                self._membership.label(event)
             case RemoveAsked():
-                self._remove(event)
+                self._membership.remove(event)
             case JoinTokenAsked():
-                self._make_join_token(event)
+                self._membership.make_join_token(event)
             case JoinAsked():
-                self._join(event)
+                self._membership.join(event)
             case RunnerRegistered():
                 self._register(event)
             case RunnerGone():
@@ -169,157 +184,6 @@ class ClusterEngine:
                 self._tick()
             case _:
                 assert_never(event)
-
-    # Steering -----------------------------------------------------------------------
-
-    def _steer(self, event: SteerAsked) -> None:
-        asked = 0
-        refused: list[tuple[TaskId, str]] = []
-        for task_id in dict.fromkeys(event.tasks):
-            why = self._steer_one(event, task_id)
-            if why:
-                refused.append((task_id, why))
-            else:
-                asked += 1
-        self._scribe.add(Answer(SteerResult(asked, tuple(refused[:100]))))
-
-    def _steer_one(self, event: SteerAsked, task_id: TaskId) -> str:
-        task = self.state.tasks.get(task_id)
-        if task is None:
-            ended = event.ended.get(task_id)
-            return f"it is {ended} already" if ended is not None else "there is no such task"
-        if not may_steer(event.actor, task.owner):
-            return "it belongs to somebody else"
-        match event.verb:
-            case Verb.KILL:
-                return self._kill(task, event.actor.user)
-            case Verb.PAUSE:
-                return self._hold(
-                    task, TaskState.RUNNING, OrderPause(task=task.id, attempt=task.attempt)
-                )
-            case Verb.RESUME:
-                return self._hold(
-                    task, TaskState.PAUSED, OrderResume(task=task.id, attempt=task.attempt)
-                )
-            case _:
-                assert_never(event.verb)
-
-    def _kill(self, task: TaskRecord, actor: str) -> str:
-        if task.state is TaskState.QUEUED:
-            task.kill_asked_by = actor
-            exit_ = Exit(Cause.KILLED, message="it was still waiting")
-            self._moves.finish(task, TaskEvent.KILLED, exit_, self._scribe.now)
-            return ""
-        self._moves.ask_end(task, actor)
-        return ""
-
-    def _hold(self, task: TaskRecord, wanted: TaskState, order: OrderPause | OrderResume) -> str:
-        if task.state is not wanted:
-            return f"it is {task.state}, not {wanted}"
-        node = self.state.fleet.nodes.get(task.node)
-        if node is None or not node.is_online:
-            return f"its node {task.node} is away; try again when it is back"
-        self._scribe.add(SendOrder(task.node, order))
-        return ""
-
-    # Nodes --------------------------------------------------------------------------
-
-    def _drain(self, event: DrainAsked) -> None:
-        node = self.state.fleet.find(event.node)
-        if node.record.draining != event.draining:
-            node.record = replace(node.record, draining=event.draining)
-            node.close_or_open()
-            self.state.backlog.renew()
-            self._scribe.keep_node(node)
-            kind = "node.draining" if event.draining else "node.undrained"
-            text = "gets nothing new" if event.draining else "takes work again"
-            self._scribe.tell(kind, f"{node.name} {text}", node=node.name, actor=event.actor.user)
-        self._scribe.add(Answer(node.view()))
-
-    def _label(self, event: LabelAsked) -> None:
-        node = self.state.fleet.find(event.node)
-        check_labels(event.set)
-        labels = {**node.record.labels, **event.set}
-        for key in event.unset:
-            if key not in labels:
-                raise BadRequest(f"node {node.name} has no label {key}")
-            del labels[key]
-        if len(labels) > _MOST_LABELS:
-            raise BadRequest(f"a node has at most {_MOST_LABELS} labels")
-        node.record = replace(node.record, labels=labels)
-        node.site.labels = labels
-        self.state.backlog.renew()
-        self._scribe.keep_node(node)
-        self._scribe.add(Answer(node.view()))
-
-    def _remove(self, event: RemoveAsked) -> None:
-        node = self.state.fleet.find(event.node)
-        tasks = self.state.tasks_on(node.name)
-        if tasks and not event.force:
-            raise Conflict(
-                f"node {node.name} has {len(tasks)} task{'s' if len(tasks) > 1 else ''} on it",
-                hint=f"let them end: kohaku node drain {node.name}; or give them up: --force",
-            )
-        view = node.view()
-        del self.state.fleet.nodes[node.name]
-        self._give_up(node.name)
-        self.state.backlog.renew()
-        self._scribe.add(DropDocument(NodeRecord, node.name))
-        self._scribe.add(CloseLink(node.name, "the node was removed from the cluster"))
-        self._scribe.add(NodeChanged(node.name))
-        text = f"{node.name} left the cluster"
-        self._scribe.tell("node.removed", text, node=node.name, actor=event.actor.user)
-        self._scribe.add(Answer(view))
-
-    def _give_up(self, node: NodeName) -> None:
-        """End the tasks of a node that is removed: nobody will tell their end any more.
-
-        Those that are to be tried again when their node is lost are tried again.
-        """
-        for task in list(self.state.tasks_on(node).values()):
-            if self._moves.spec_of(task).requeue_on_lost and not task.kill_asked_by:
-                cause = f"{node} was removed from the cluster; tries again, as asked"
-                self._moves.requeue_lost(task, cause)
-                continue
-            exit_ = Exit(
-                Cause.NODE_REMOVED, message="what it left on the machine is not followed up"
-            )
-            self._moves.finish(task, TaskEvent.KILLED, exit_, self._scribe.now)
-        del self.state.on_node[node]
-
-    def _make_join_token(self, event: JoinTokenAsked) -> None:
-        if not 1 <= event.uses <= 1000:
-            raise BadRequest(f"uses must be 1 to 1000, not {event.uses}")
-        if not 0 < event.lasts_s <= _LONGEST_JOIN_TOKEN_S:
-            raise BadRequest("a join token lasts more than 0 seconds and at most 30 days")
-        if event.node:
-            parse_node_name(event.node)
-        token = JoinTokenRecord(
-            digest=event.digest,
-            prefix=event.prefix,
-            uses_left=event.uses,
-            expires_at=self._scribe.now + event.lasts_s,
-            node=event.node,
-            created_by=event.actor.user,
-        )
-        self.state.fleet.join_tokens[event.digest] = token
-        self._scribe.add(PutDocument(token))
-        self._scribe.add(Answer(token.expires_at))
-
-    def _join(self, event: JoinAsked) -> None:
-        name = parse_node_name(event.node)
-        check_labels(event.labels)
-        if name not in self.state.fleet.nodes and self.state.tasks_on(name):
-            # A crash between both stores left them behind when an earlier node was removed.
-            self._give_up(name)
-        node, token = self.state.fleet.admit(
-            event.token_digest, name, event.credential_digest, dict(event.labels), self._scribe.now
-        )
-        if token is not None:
-            self._scribe.add(PutDocument(token))
-            self._scribe.keep_node(node)
-            self._scribe.tell("node.joined", f"{name} joined from {event.address}", node=name)
-        self._scribe.add(Answer(name))
 
     # Runners ------------------------------------------------------------------------
 
@@ -508,7 +372,7 @@ class ClusterEngine:
                 self._lose(node)
         for name in sorted(self.state.on_node.keys() - self.state.fleet.nodes.keys()):
             # A crash between both stores can leave tasks of a node that was removed.
-            self._give_up(name)
+            self._membership.give_up(name)
         for digest in self.state.fleet.drop_old_tokens(self._scribe.now):
             self._scribe.add(DropDocument(JoinTokenRecord, digest))
 
@@ -563,37 +427,3 @@ def _was_accepted(task: TaskRecord) -> bool:
         and change.state not in {TaskState.QUEUED, TaskState.ASSIGNED, TaskState.LOST}
         for change in task.history
     )
-
-
-def restore_engine(
-    engine: ClusterEngine, batches: Iterable[BatchRecord], tasks: Iterable[TaskRecord], now: float
-) -> None:
-    """Give a new engine the live tasks of the store, whose nodes it knows already."""
-    state, live = engine.state, {task.id: task for task in tasks}
-    held = {batch.id: batch for batch in batches}
-    under_way: set[int] = {*live, *(task.batch for task in live.values())}
-    for batch in held.values():
-        awaits = [name for name in batch.after if name in under_way]
-        state.add_batch(live_batch(batch, awaits))
-    for node in state.fleet.nodes.values():
-        _drop_stale_remnants(node, live)
-    for task in live.values():
-        state.add_task(task)
-    for batch in held.values():
-        state.enqueue_batch(state.batches[batch.id], now)
-
-
-def _drop_stale_remnants(node: FleetNode, live: Mapping[TaskId, TaskRecord]) -> None:
-    """Forget remnants of attempts that the task store has not given up.
-
-    Nodes are written before tasks: a crash in between leaves the remnant of an attempt that,
-    as far as the tasks know, goes on.
-    """
-    kept = []
-    for remnant in node.record.remnants:
-        task = live.get(remnant.task)
-        if task is not None and (task.node, task.attempt) == (node.name, remnant.attempt):
-            node.site.books.clear_remnant(remnant.task, remnant.attempt)
-        else:
-            kept.append(remnant)
-    node.record = replace(node.record, remnants=tuple(kept))

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from kohaku_daemon.core.access.permissions import Actor
-from kohaku_daemon.core.cluster.records import BatchRecord, TaskRecord
-from protocol.ids import NodeName, TaskId
+from kohaku_daemon.core.cluster.ended import EndedTasks
+from kohaku_daemon.core.cluster.records import BatchRecord
+from protocol.ids import BatchId, NodeName, TaskId
 from protocol.messages.runner import AttemptReport
 from protocol.messages.task import SubmitTask
 from protocol.models.node import Inventory, Readings
@@ -42,10 +43,10 @@ class RetryAsked:
     request_id: str
     digest: bytes
     source: BatchRecord
-    #: Those named that have ended, completed ones too.
-    ended: tuple[TaskRecord, ...]
-    #: Those named that have not ended.
-    live: tuple[TaskId, ...]
+    #: The one that is named; None for all.
+    task: TaskId | None
+    #: Those of them that the store has as ended.
+    ended: EndedTasks
     #: What the store has under the owner of the tasks and this request id.
     earlier: BatchRecord | None = None
 
@@ -64,9 +65,18 @@ class SteerAsked:
 
     actor: Actor
     verb: Verb
-    tasks: tuple[TaskId, ...]
+    tasks: tuple[TaskId, ...] = ()
     #: Those of them that the store has as ended.
     ended: Mapping[TaskId, TaskState] = field(default_factory=dict)
+    #: All of this batch that have not ended, in place of ``tasks``.
+    batch: BatchId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WholeAsked:
+    """Somebody needs all tasks of a batch. Answered with None once they are made."""
+
+    batch: BatchId
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +191,11 @@ class Ticked:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkDue:
+    """Others have had their turn: do the next piece of what takes long."""
+
+
+@dataclass(frozen=True, slots=True)
 class PlacementDue:
     """All events at hand are handled: place what waits."""
 
@@ -189,6 +204,7 @@ ClusterEvent = (
     SubmitAsked
     | RetryAsked
     | SteerAsked
+    | WholeAsked
     | DrainAsked
     | LabelAsked
     | RemoveAsked
@@ -201,5 +217,6 @@ ClusterEvent = (
     | StoreFailing
     | StoreWell
     | Ticked
+    | WorkDue
     | PlacementDue
 )

@@ -1,20 +1,21 @@
 """Tasks come into being: by a submission, or as the retry of others.
 
 Knows: that one request id makes its tasks once, what is refused at the door because no node
-could ever hold it, and what a submission may wait for.
-Does not know: when and where tasks are placed.
+could ever hold it, what a submission may wait for, and what a retry tries again.
+Does not know: how tasks are made (``making``), when and where they are placed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from msgspec.structs import replace
 
 from kohaku_daemon.core.access.permissions import may_steer
-from kohaku_daemon.core.cluster.actions import Answer, SaveBatch, SaveTask
-from kohaku_daemon.core.cluster.events import RetryAsked, SubmitAsked
+from kohaku_daemon.core.cluster.ended import Places
+from kohaku_daemon.core.cluster.events import RetryAsked, SubmitAsked, WholeAsked
+from kohaku_daemon.core.cluster.long_work import LongWork, Work
+from kohaku_daemon.core.cluster.making import Making
 from kohaku_daemon.core.cluster.moves import Moves
 from kohaku_daemon.core.cluster.records import BatchRecord, TaskRecord
 from kohaku_daemon.core.cluster.scribe import Scribe
@@ -25,25 +26,35 @@ from kohaku_daemon.core.task.validation import batch_size, check_request_id, che
 from protocol.errors import Conflict, Forbidden, NoFit, NotFound, Unavailable
 from protocol.ids import BatchId, NodeName, TaskId, UserName
 from protocol.messages.task import Retried, Submitted
-from protocol.models.task import Cause, Change, TaskState
+from protocol.models.task import TaskState
 from protocol.snowflake import SnowflakeSource
 
 #: Nodes whose reasons a refusal names: an error has to stay small.
 _MOST_NAMED: Final = 50
 #: Tasks that an answer names.
 _MOST_REQUEUED: Final = 1000
+#: Retries that a task remembers, so that each of them can be asked for again.
+_MOST_RETRIES_KEPT: Final = 16
 
 
 class Intake:
-    """Makes tasks."""
+    """Takes submissions and retries."""
 
     def __init__(
-        self, state: ClusterState, ids: SnowflakeSource, scribe: Scribe, moves: Moves
+        self,
+        state: ClusterState,
+        ids: SnowflakeSource,
+        scribe: Scribe,
+        moves: Moves,
+        making: Making,
+        works: LongWork,
     ) -> None:
         self._state = state
         self._ids = ids
         self._scribe = scribe
         self._moves = moves
+        self._making = making
+        self._works = works
 
     def submit(self, event: SubmitAsked) -> None:
         """Make the tasks of a submission, or say which it has made.
@@ -56,10 +67,10 @@ class Intake:
         owner = event.actor.user
         earlier = self._find_earlier(owner, request.request_id, event.digest, event.earlier)
         if earlier is not None:
-            self._scribe.add(Answer(earlier))
+            self._answer_again(earlier, _say(earlier))
             return
-        for target in request.targets:
-            self._state.fleet.find(target.node)
+        for name in dict.fromkeys(target.node for target in request.targets):
+            self._state.fleet.find(name)
         awaits = self._find_awaited(event)
         size = batch_size(request)
         batch = BatchRecord(
@@ -76,8 +87,9 @@ class Intake:
             after=tuple(request.after),
             gang=request.gang,
         )
-        self._make(live_batch(batch, awaits), event.actor.user, "submitted", ())
-        self._scribe.add(Answer(Submitted(batch.id, batch.runs)))
+        live = live_batch(batch, awaits)
+        _refuse_hopeless(live, self._state.fleet.sites)
+        self._works.answer(self._making.make(live))
 
     def retry(self, event: RetryAsked) -> None:
         """Try tasks of one batch again: lost ones as they are, ended ones made anew.
@@ -90,42 +102,78 @@ class Intake:
         if not may_steer(event.actor, source.owner):
             raise Forbidden(f"the tasks of batch {source.id} belong to somebody else")
         earlier = self._find_earlier(source.owner, event.request_id, event.digest, event.earlier)
-        if earlier is not None:
-            self._scribe.add(Answer(Retried(earlier)))
-            return
-        again = self._choose_ended(event)
-        lost = self._find_lost(event.live)
-        submitted = self._make_again(event, again) if again else None
-        for task in lost:
-            by = event.actor.user
-            self._moves.requeue_lost(task, f"{by} asked for another attempt", by)
-        if submitted is None and not lost:
-            raise Conflict(self._say_nothing_to_retry(event))
-        requeued = tuple(task.id for task in lost[:_MOST_REQUEUED])
-        self._scribe.add(Answer(Retried(submitted, requeued)))
+        before = self._state.requeued.get((source.owner, event.request_id), {})
+        requeued = [*dict.fromkeys((*event.ended.requeued, *before))]
+        lost = self._find_lost(event)
+        again = None
+        if earlier is None and not requeued:
+            again = self._plan_again(event)
+            if again is None and not lost:
+                raise Conflict(self._say_nothing_to_retry(event))
+        work = self._try_again(event, earlier, again, lost, requeued)
+        if earlier is None:
+            self._works.answer(work)
+        else:
+            self._answer_again(earlier, work)
 
-    def _choose_ended(self, event: RetryAsked) -> list[TaskRecord]:
+    def _try_again(
+        self,
+        event: RetryAsked,
+        submitted: Submitted | None,
+        again: LiveBatch | None,
+        lost: list[TaskRecord],
+        requeued: list[TaskId],
+    ) -> Work:
+        """Make tasks anew and requeue others. What was done before is in what is given."""
+        if again is not None:
+            submitted = yield from self._making.make(again)
+        by = event.actor.user
+        for task in lost:
+            if task.state is TaskState.LOST:
+                task.retries_asked = (*task.retries_asked, event.request_id)[-_MOST_RETRIES_KEPT:]
+                self._state.note_retry(task, event.request_id)
+                self._moves.requeue_lost(task, f"{by} asked for another attempt", by)
+                requeued.append(task.id)
+            yield
+        return Retried(submitted, tuple(requeued[:_MOST_REQUEUED]))
+
+    def _choose_ended(self, event: RetryAsked) -> Places:
         """Choose what is made anew: what did not complete, or all of a gang if any of it did not.
 
         Raises:
             Conflict: That cannot be tried again like this.
         """
-        source = event.source
-        bad = [task for task in event.ended if task.state is not TaskState.COMPLETED]
-        for task in bad:
-            if task.exit is not None and task.exit.cause is Cause.DEPENDENCY:
-                raise Conflict(
-                    f"task {task.id} never began, because what it had to wait for did not complete",
-                    hint="try that again, then submit this again with --after the new id",
-                )
-        if not source.gang or not bad:
-            return bad
-        if len(event.ended) < source.count:
+        source, ended = event.source, event.ended
+        if ended.in_vain is not None:
+            raise Conflict(
+                f"task {ended.in_vain} never began, because what it had to wait for did not"
+                " complete",
+                hint="try that again, then submit this again with --after the new id",
+            )
+        if not source.gang or not ended.bad:
+            return ended.bad
+        if len(ended.every) < source.count:
             raise Conflict(
                 f"batch {source.id} is a gang, which is tried again as a whole or not at all",
                 hint=f"once all of it has ended: kohaku task retry {source.id}",
             )
-        return list(event.ended)
+        return ended.every
+
+    def _answer_again(self, earlier: Submitted, work: Work) -> None:
+        """Answer a request that comes again, once all that was promised for it is there."""
+        batch = self._state.batches.get(earlier.batch)
+        if batch is not None and batch.folded:
+            self._works.answer_after(earlier.batch, work)
+        else:
+            self._works.answer(work)
+
+    def tell_when_whole(self, event: WholeAsked) -> None:
+        """Answer once all tasks of a batch are made, or at once if it is none that is live."""
+        batch = self._state.batches.get(event.batch)
+        if batch is not None and batch.folded:
+            self._works.answer_after(event.batch, _say(None))
+        else:
+            self._works.answer(_say(None))
 
     def _find_earlier(
         self, owner: UserName, request_id: str, digest: bytes, stored: BatchRecord | None
@@ -144,32 +192,6 @@ class Intake:
     def _new_batch_id(self) -> BatchId:
         ((batch_id, _),) = self._ids.take(1, self._scribe.now)
         return BatchId(batch_id)
-
-    def _make(
-        self, live: LiveBatch, actor: UserName, cause: str, retry_of: Sequence[TaskId]
-    ) -> None:
-        """Hold and save a new batch with its tasks, and let them wait."""
-        batch, now = live.record, self._scribe.now
-        _refuse_hopeless(live, self._state.fleet.sites)
-        self._state.add_batch(live)
-        self._scribe.add(SaveBatch(batch))
-        first = (Change(now, TaskState.QUEUED, cause, actor),)
-        position = 0
-        for start, count in batch.runs:
-            for task_id in range(start, start + count):
-                task = TaskRecord(
-                    id=TaskId(task_id),
-                    batch=batch.id,
-                    index=batch.places[position] if batch.places else position,
-                    owner=batch.owner,
-                    created_at=now,
-                    history=first,
-                    retry_of=retry_of[position] if retry_of else None,
-                )
-                self._state.add_task(task)
-                self._scribe.add(SaveTask(task, batch))
-                position += 1
-        self._state.enqueue_batch(live, now)
 
     def _find_awaited(self, event: SubmitAsked) -> set[int]:
         """Give what of ``after`` is still under way.
@@ -205,41 +227,72 @@ class Intake:
                 awaits.add(name)
         return awaits
 
-    def _find_lost(self, tasks: Sequence[TaskId]) -> list[TaskRecord]:
-        held = (self._state.tasks.get(task) for task in tasks)
-        return [task for task in held if task is not None and task.state is TaskState.LOST]
-
-    def _make_again(self, event: RetryAsked, again: list[TaskRecord]) -> Submitted:
-        source = event.source
-        again.sort(key=lambda task: task.index)
-        spots = [source.position(task.index) for task in again]
-        targets = tuple(source.targets[spot] for spot in spots) if source.targets else ()
-        for target in targets:
-            self._state.fleet.find(target.node)
-        batch = replace(
-            source,
-            id=self._new_batch_id(),
-            request_id=event.request_id,
-            digest=event.digest,
-            targets=targets,
-            rows=tuple(source.rows[spot] for spot in spots) if source.rows else (),
-            runs=tuple(self._ids.take(len(again), self._scribe.now)),
-            places=tuple(task.index for task in again),
-            created_at=self._scribe.now,
-            after=(),
+    def _find_lost(self, event: RetryAsked) -> list[TaskRecord]:
+        """Give the lost ones of those named. What is lost is on some node."""
+        if event.task is not None:
+            task = self._state.tasks.get(event.task)
+            found = [task] if task is not None else []
+        else:
+            found = [
+                task
+                for tasks in self._state.on_node.values()
+                for task in tasks.values()
+                if task.batch == event.source.id
+            ]
+        return sorted(
+            (task for task in found if task.state is TaskState.LOST), key=lambda task: task.id
         )
-        cause = f"tries tasks of batch {source.id} again"
-        self._make(live_batch(batch), event.actor.user, cause, [task.id for task in again])
-        return Submitted(batch.id, batch.runs)
+
+    def _plan_again(self, event: RetryAsked) -> LiveBatch | None:
+        """Give the batch in which tasks that ended are made anew; None if there are none.
+
+        Raises:
+            KohakuError: They cannot be tried again.
+        """
+        source, chosen = event.source, self._choose_ended(event)
+        if not chosen:
+            return None
+        targets, rows = source.targets, source.rows
+        if targets or rows:
+            spots = [source.position(place) for place in chosen.places]
+            targets = tuple(targets[spot] for spot in spots) if targets else ()
+            rows = tuple(rows[spot] for spot in spots) if rows else ()
+        for name in dict.fromkeys(target.node for target in targets):
+            self._state.fleet.find(name)
+        batch = live_batch(
+            replace(
+                source,
+                id=self._new_batch_id(),
+                request_id=event.request_id,
+                digest=event.digest,
+                targets=targets,
+                rows=rows,
+                runs=tuple(self._ids.take(len(chosen), self._scribe.now)),
+                places=tuple(chosen.places),
+                created_at=self._scribe.now,
+                after=(),
+                source=source.id,
+                replaces=tuple(chosen.runs),
+                by=event.actor.user,
+            )
+        )
+        _refuse_hopeless(batch, self._state.fleet.sites)
+        return batch
 
     def _say_nothing_to_retry(self, event: RetryAsked) -> str:
-        if len(event.live) == 1:
-            task = self._state.tasks.get(event.live[0])
+        if event.task is not None:
+            task = self._state.tasks.get(event.task)
             if task is not None:
                 return f"task {task.id} is {task.state}; only what is lost or ended is tried again"
-        if event.live:
+        elif len(event.ended.every) < event.source.count:
             return f"nothing of batch {event.source.id} is lost or has ended without completing"
         return "nothing to try again: all of it completed"
+
+
+def _say(value: object) -> Work:
+    """Give an answer for which nothing has to be done."""
+    return value
+    yield
 
 
 def _refuse_hopeless(batch: LiveBatch, sites: dict[NodeName, Site]) -> None:
@@ -248,7 +301,9 @@ def _refuse_hopeless(batch: LiveBatch, sites: dict[NodeName, Site]) -> None:
     Raises:
         NoFit: With the reasons, node by node.
     """
-    for request in dict.fromkeys(batch.requests):
+    # The same shape is mostly the same object, and hashing it takes long.
+    shapes = {id(request): request for request in batch.requests}
+    for request in dict.fromkeys(shapes.values()):
         asked = list(candidates(request, sites))
         # A node that joined and never registered has shown no hardware to judge by.
         hopeful = (not site.books.inventory.cores or could_ever(request, site) for site in asked)

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterator
 from typing import Final
 
 from msgspec.structs import replace
 
 from kohaku_daemon.core.cluster.actions import NodeChanged, SaveTask, SendOrder
+from kohaku_daemon.core.cluster.long_work import LongWork, Work
 from kohaku_daemon.core.cluster.records import Remnant, TaskRecord
 from kohaku_daemon.core.cluster.scribe import Scribe
 from kohaku_daemon.core.cluster.state import LONGEST_DELAY_S, ClusterState, LiveBatch
 from kohaku_daemon.core.cluster.views import describe_exit
 from kohaku_daemon.core.task.lifecycle import TaskEvent, advance, ending
-from protocol.ids import BatchId, NodeName, TaskId
+from protocol.ids import NodeName, TaskId
 from protocol.messages.runner import OrderKill, OrderStart
 from protocol.models.task import Cause, Change, Claim, Exit, TaskSpec, TaskState
 
@@ -37,12 +39,18 @@ _LATEST_STEPS: Final = 900
 class Moves:
     """Changes tasks, and writes down what is to be done about it."""
 
-    def __init__(self, state: ClusterState, scribe: Scribe) -> None:
+    def __init__(self, state: ClusterState, scribe: Scribe, works: LongWork) -> None:
         self._state = state
         self._scribe = scribe
-        #: Batches whose tasks are not to begin any more, with the end these get. They are ended
-        #: when the event at hand is through, because one may bring down a long chain of others.
-        self._fallen: deque[tuple[BatchId, Exit]] = deque()
+        self._works = works
+        #: Gangs that are not whole any more. They are ended when the event at hand is through,
+        #: all at once: what is stored never has a part of one that could begin.
+        self._broken: list[LiveBatch] = []
+        #: What became of tasks and batches that others wait for: None for well, or the end that
+        #: those get. They are told one after the other, for they may be many, and each may be
+        #: waited for in turn.
+        self._news: deque[tuple[int, Exit | None]] = deque()
+        self._is_telling = False
 
     # Placing ------------------------------------------------------------------------
 
@@ -200,11 +208,16 @@ class Moves:
         batch = self._state.drop_task(task)
         if batch.record.gang and (not task.started_at or exit_.cause is Cause.START_FAILED):
             why = f"task {task.id} of its gang did not begin"
-            self._bring_down(batch, Exit(Cause.GANG, message=why))
+            self._break_gang(batch, Exit(Cause.GANG, message=why))
         if state is not TaskState.COMPLETED:
             batch.failed += 1
         if self._state.dependents:
-            self._settle_dependents(task, batch)
+            self._note_news(task, batch)
+
+    def _break_gang(self, batch: LiveBatch, exit_: Exit) -> None:
+        if batch.falls is None:
+            batch.falls = exit_
+            self._broken.append(batch)
 
     def _let_go(self, task: TaskRecord) -> None:
         if task.node and task.claim is not None and task.node in self._state.fleet.nodes:
@@ -212,37 +225,66 @@ class Moves:
             self._state.backlog.loosen(task.node)
             self._scribe.add(NodeChanged(task.node))
 
-    def _settle_dependents(self, task: TaskRecord, batch: LiveBatch) -> None:
-        """Let go, or bring down, the batches that wait for a task that ended and for its batch."""
-        state = self._state
-        if task.state is TaskState.COMPLETED:
-            awaited = [task.id] if batch.live or batch.failed else [task.id, batch.record.id]
-            for name in awaited:
-                for freed in state.release(name):
-                    state.enqueue_batch(freed, self._scribe.now)
-            return
-        why = f"task {task.id}, which it had to wait for, {task.reason}"
-        if task.exit is not None and task.exit.cause is Cause.DEPENDENCY:
-            why = task.exit.message  # the first of the chain says it for all
-        for name in (task.id, batch.record.id):
-            for fallen in state.abandon(name):
-                self._bring_down(fallen, Exit(Cause.DEPENDENCY, message=why))
+    def _note_news(self, task: TaskRecord, batch: LiveBatch) -> None:
+        """Note what an end means to those who wait for the task or for its batch."""
+        names = [task.id, batch.record.id]
+        news = None
+        if task.state is not TaskState.COMPLETED:
+            why = f"task {task.id}, which it had to wait for, {task.reason}"
+            if task.exit is not None and task.exit.cause is Cause.DEPENDENCY:
+                why = task.exit.message  # the first of the chain says it for all
+            news = Exit(Cause.DEPENDENCY, message=why)
+        elif batch.live or batch.failed:
+            names = [task.id]
+        self._news.extend((name, news) for name in names if name in self._state.dependents)
 
-    def _bring_down(self, batch: LiveBatch, exit_: Exit) -> None:
-        if not batch.fallen:
-            batch.fallen = True
-            self._fallen.append((batch.record.id, exit_))
+    def follow_up(self) -> None:
+        """Do what the event at hand means for others, or begin with it."""
+        self.end_broken()
+        if self._news and not self._is_telling:
+            self._is_telling = True
+            self._works.begin(self._tell())
 
-    def clear_fallen(self) -> None:
-        """End the tasks that are not to begin any more because of what has just happened."""
-        while self._fallen:
-            batch_id, exit_ = self._fallen.popleft()
-            for task in self._state.live_tasks(batch_id):
-                if task.state is TaskState.QUEUED:
-                    event = ending(exit_, kill_asked=False)
-                    self.finish(task, event, exit_, self._scribe.now)
+    def end_broken(self) -> None:
+        """End what is left of gangs that are not whole any more."""
+        while self._broken:
+            for _ in self.bring_down(self._broken.pop()):
+                pass
+
+    def bring_down(self, batch: LiveBatch) -> Iterator[None]:
+        """End the tasks of a batch that falls, one in each step."""
+        assert batch.falls is not None, f"batch {batch.record.id} may begin"
+        for name in batch.record.ids():
+            task = self._state.tasks.get(name)
+            if task is None:
+                continue  # no step: 100,000 that have ended are passed in 6 ms
+            if task.state is TaskState.QUEUED:
+                event = ending(batch.falls, kill_asked=False)
+                self.finish(task, event, batch.falls, self._scribe.now)
+            else:
+                self.ask_end(task, CLUSTER, batch.falls.message)
+            yield
+
+    def _tell(self) -> Work:
+        """Tell those who wait for others what became of these, until nothing more follows.
+
+        A host that is killed meanwhile sees from the store what they would have been told.
+        """
+        while self._news:
+            name, news = self._news.popleft()
+            while (batch := self._state.next_dependent(name)) is not None:
+                if news is None:
+                    self._state.await_no_more(batch, name)
+                    if not batch.awaits:
+                        yield from self._state.entering(batch, self._scribe.now)
                 else:
-                    self.ask_end(task, CLUSTER, exit_.message)
+                    self._state.await_nothing(batch)
+                    batch.falls = news
+                    if not batch.folded:  # else it falls once it is made
+                        yield from self.bring_down(batch)
+                yield
+        self._is_telling = False
+        return None
 
 
 def _extend(history: tuple[Change, ...], change: Change) -> tuple[Change, ...]:

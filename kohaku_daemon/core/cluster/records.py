@@ -8,7 +8,10 @@ Does not know: files, SQL, who may read what.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
+from typing import cast
 
 import msgspec
 
@@ -35,14 +38,28 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     #: Task ids as runs of consecutive numbers, (first, count).
     runs: tuple[tuple[int, int], ...] = ()
     created_at: float = 0.0
-    #: Tasks and batches that must complete first. Those that are not live any more have: had
-    #: one ended otherwise, these tasks would have ended in the same commit.
+    #: Tasks and batches that must complete first. If one ended otherwise, these tasks end
+    #: without having begun.
     after: tuple[TaskId, ...] = ()
     gang: bool = False
     #: Of a batch made by a retry: the place of each task in the batch it was made from, whose
     #: ``size`` it keeps, in order; ``targets`` and ``rows`` are those of these tasks. Empty for
     #: all places.
     places: tuple[int, ...] = ()
+    #: Of a batch made by a retry: the batch it was made from, and the tasks that its own stand
+    #: for, in order, as runs.
+    source: BatchId | None = None
+    replaces: tuple[tuple[int, int], ...] = ()
+    #: Who asked for it; empty for its owner.
+    by: UserName = UserName("")
+
+    def ids(self) -> Iterator[TaskId]:
+        """Give the id of every task, in order."""
+        return _each(self.runs)
+
+    def replaced(self) -> Iterator[TaskId]:
+        """Give the id of the task that each of its own stands for, in order."""
+        return _each(self.replaces)
 
     def position(self, index: int) -> int:
         """Give where the target and the row of the task at a place are."""
@@ -56,6 +73,11 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     def count(self) -> int:
         """How many tasks it has: fewer than ``size`` if it retries some of another's."""
         return len(self.places) or self.size
+
+
+def _each(runs: tuple[tuple[int, int], ...]) -> Iterator[TaskId]:
+    spans = (range(first, first + count) for first, count in runs)
+    return cast("Iterator[TaskId]", chain.from_iterable(spans))
 
 
 class TaskRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -85,6 +107,11 @@ class TaskRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     #: After a restore: attempts up to this one may have been made since the backup, by a host
     #: that knew more. None of these numbers is given again.
     doubted: int = 0
+    #: Of the last task of a batch that is being made, which is stored first: how many before it
+    #: are not made yet. It waits outside the queue until none is.
+    folded: int = 0
+    #: Request ids of the retries that gave it another attempt, the latest last.
+    retries_asked: tuple[str, ...] = ()
 
 
 class EventRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from kohaku_daemon.core.cluster.actions import ClusterAction, NodeChanged, SaveEvent
+from kohaku_daemon.core.cluster.actions import AnswerLater, ClusterAction, NodeChanged, SaveEvent
 from kohaku_daemon.core.cluster.fleet import FleetNode
 from kohaku_daemon.core.cluster.records import EventRecord, PutDocument, Remnant, TaskRecord
 
@@ -21,6 +21,7 @@ class Scribe:
         self.out: list[ClusterAction] = []
         #: UTC seconds of the event at hand.
         self.now = 0.0
+        self._last_answer = 0
 
     def begin(self, now: float) -> None:
         """Begin with a new event."""
@@ -30,6 +31,12 @@ class Scribe:
     def add(self, action: ClusterAction) -> None:
         """Have something done."""
         self.out.append(action)
+
+    def answer_later(self) -> int:
+        """Put off the answer to the request at hand; give the number it will have."""
+        self._last_answer += 1
+        self.out.append(AnswerLater(self._last_answer))
+        return self._last_answer
 
     def keep_node(self, node: FleetNode) -> None:
         """Store and show a node."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,7 +17,7 @@ from kohaku_daemon.core.cluster.records import BatchRecord, TaskRecord
 from kohaku_daemon.core.placement.request import Request, request_of
 from protocol.ids import BatchId, NodeName, TaskId, UserName
 from protocol.models.target import Target
-from protocol.models.task import TaskState
+from protocol.models.task import Exit, TaskState
 
 #: Ended batches whose request ids are still answered from memory. Older ones are found in
 #: the store; only those not committed yet must be here.
@@ -39,8 +39,17 @@ class LiveBatch:
     failed: int = 0
     #: Tasks and batches that have to complete before any of its tasks is placed.
     awaits: set[int] = field(default_factory=set)
-    #: Its tasks that have not begun are not to begin any more.
-    fallen: bool = False
+    #: The end that its tasks get that have not begun; None while they may begin.
+    falls: Exit | None = None
+    #: How many of its tasks are not made yet: all before the last one from some place on.
+    folded: int = 0
+    #: Its tasks are being let into the queue.
+    is_entering: bool = False
+
+    @property
+    def may_begin(self) -> bool:
+        """Whether nothing but room is in the way of its tasks."""
+        return not self.awaits and self.falls is None
 
     def request(self, index: int) -> Request:
         """Give the shape of one of its tasks."""
@@ -50,7 +59,9 @@ class LiveBatch:
 def live_batch(record: BatchRecord, awaits: Iterable[int] = ()) -> LiveBatch:
     """Make a batch's live part. ``awaits``: what of its ``after`` has not completed."""
     targets: tuple[Target | None, ...] = record.targets or (None,)
-    requests = tuple(request_of(record.spec, target) for target in targets)
+    # Many targets are few shapes: to make and compare each is what a large batch costs.
+    shapes = {target: request_of(record.spec, target) for target in dict.fromkeys(targets)}
+    requests = tuple(map(shapes.__getitem__, targets))
     return LiveBatch(record, requests, awaits=set(awaits))
 
 
@@ -71,6 +82,10 @@ class ClusterState:
     dependents: dict[int, dict[BatchId, None]] = field(default_factory=dict)
     #: Tasks to be tried again later: (UTC seconds, task); those that ended meanwhile too.
     delayed: list[tuple[float, TaskId]] = field(default_factory=list)
+    #: Lost tasks that retries gave another attempt, by owner and request id.
+    requeued: OrderedDict[tuple[UserName, str], dict[TaskId, None]] = field(
+        default_factory=OrderedDict
+    )
     #: Batches all of whose tasks have ended, the longest ago first.
     _ended: OrderedDict[BatchId, None] = field(default_factory=OrderedDict)
 
@@ -93,32 +108,57 @@ class ClusterState:
         """Hold a live task of a batch that is held. One that waits is not in the queue yet."""
         self.tasks[task.id] = task
         self.batch_of(task).live += 1
+        for request_id in task.retries_asked:
+            self.note_retry(task, request_id)
         if task.state is not TaskState.QUEUED:
             self.tasks_on(task.node)[task.id] = task
             node = self.fleet.nodes.get(task.node)
             if node is not None and task.claim is not None:
                 node.site.books.restore(task.id, task.claim)
 
-    def live_tasks(self, batch: BatchId) -> list[TaskRecord]:
-        """Give the tasks of a batch that have not ended."""
-        held = self.batches.get(batch)
-        if held is None or not held.live:
-            return []
-        ids = (id_ for start, count in held.record.runs for id_ in range(start, start + count))
-        return [task for id_ in ids if (task := self.tasks.get(TaskId(id_))) is not None]
+    def note_retry(self, task: TaskRecord, request_id: str) -> None:
+        """Remember which request gave a lost task another attempt."""
+        self.requeued.setdefault((task.owner, request_id), {})[task.id] = None
+        while len(self.requeued) > _REMEMBERED_BATCHES:
+            self.requeued.popitem(last=False)
 
     def enqueue_batch(self, batch: LiveBatch, now: float) -> None:
-        """Let the waiting tasks of a batch into the queue, unless it awaits something."""
-        if batch.awaits:
-            return
-        waiting = [t for t in self.live_tasks(batch.record.id) if t.state is TaskState.QUEUED]
-        if batch.record.gang and waiting:
-            members = [(task.id, batch.request(task.index)) for task in waiting]
-            priority = batch.record.spec.priority
-            self.backlog.add_gang(batch.record.id, members, batch.record.owner, priority)
+        """Let the waiting tasks of a batch into the queue, none of which is there."""
+        if batch.record.gang:
+            self._enqueue_gang(batch)
         else:
-            for task in waiting:
+            for task in self._waiting(batch):
                 self.enqueue(task, now)
+
+    def entering(self, batch: LiveBatch, now: float) -> Iterator[None]:
+        """Let the tasks of a batch that awaits nothing more into the queue, one in each step.
+
+        Meanwhile others of it are made, and find their way in by themselves.
+        """
+        if batch.record.gang:
+            self._enqueue_gang(batch)
+            return
+        batch.is_entering = True
+        for task in self._waiting(batch):
+            # One that has an attempt was there, and is waiting for its next one.
+            if not task.attempt and task.id not in self.backlog:
+                self.enqueue(task, now)
+            yield
+        batch.is_entering = False
+
+    def _waiting(self, batch: LiveBatch) -> Iterator[TaskRecord]:
+        """Give the waiting tasks of a batch as they stand when each is looked at."""
+        for name in batch.record.ids():
+            task = self.tasks.get(name)
+            # That of a batch that is being made comes when all the others are there.
+            if task is not None and task.state is TaskState.QUEUED and not task.folded:
+                yield task
+
+    def _enqueue_gang(self, batch: LiveBatch) -> None:
+        members = [(task.id, batch.request(task.index)) for task in self._waiting(batch)]
+        if members:
+            spec = batch.record.spec
+            self.backlog.add_gang(batch.record.id, members, batch.record.owner, spec.priority)
 
     def enqueue(self, task: TaskRecord, now: float) -> None:
         """Let one waiting task into the queue, at once or when its time has come."""
@@ -138,19 +178,27 @@ class ClusterState:
             if task is not None and task.state is TaskState.QUEUED and task.not_before == at:
                 self.enqueue(task, now)
 
-    def release(self, name: int) -> list[LiveBatch]:
-        """Note that a task or batch completed; give the batches that awaited nothing else."""
-        waiting = [self.batches[batch] for batch in self.dependents.pop(name, ())]
-        for batch in waiting:
-            batch.awaits.discard(name)
-        return [batch for batch in waiting if not batch.awaits]
+    def next_dependent(self, name: int) -> LiveBatch | None:
+        """Give a batch that awaits a task or batch, if there is one."""
+        others = self.dependents.get(name)
+        return self.batches[next(iter(others))] if others else None
 
-    def abandon(self, name: int) -> list[LiveBatch]:
-        """Note that a task or batch will never complete; give the batches that awaited it."""
-        waiting = [self.batches[batch] for batch in self.dependents.get(name, ())]
-        for batch in waiting:
-            self._await_nothing(batch)
-        return waiting
+    def await_no_more(self, batch: LiveBatch, name: int) -> None:
+        """Note that a batch need not wait for something any more."""
+        batch.awaits.discard(name)
+        self._forget_dependent(batch, name)
+
+    def await_nothing(self, batch: LiveBatch) -> None:
+        """Note that a batch waits in vain, or for nothing."""
+        for name in batch.awaits:
+            self._forget_dependent(batch, name)
+        batch.awaits.clear()
+
+    def _forget_dependent(self, batch: LiveBatch, name: int) -> None:
+        others = self.dependents[name]
+        del others[batch.record.id]
+        if not others:
+            del self.dependents[name]
 
     def drop_task(self, task: TaskRecord) -> LiveBatch:
         """Let go of a task that ended; give its batch."""
@@ -161,18 +209,10 @@ class ClusterState:
         batch = self.batch_of(task)
         batch.live -= 1
         if batch.live == 0:
-            self._await_nothing(batch)
+            self.await_nothing(batch)
             self._ended[task.batch] = None
             self._forget_old_batches()
         return batch
-
-    def _await_nothing(self, batch: LiveBatch) -> None:
-        for name in batch.awaits:
-            others = self.dependents[name]
-            del others[batch.record.id]
-            if not others:
-                del self.dependents[name]
-        batch.awaits.clear()
 
     def check_invariants(self) -> None:
         """Assert what must hold between any two events: for tests and the simulation."""
@@ -185,7 +225,7 @@ class ClusterState:
         later = {task for _, task in self.delayed}
         for task in self.tasks.values():
             waiting = task.state is TaskState.QUEUED
-            held_back = bool(self.batch_of(task).awaits) or (
+            held_back = self._is_held_back(task) or (
                 task.id in later and task.id not in self.backlog
             )
             assert (task.id in self.backlog) == (waiting and not held_back), (
@@ -197,6 +237,13 @@ class ClusterState:
         for name, waiting_for_it in self.dependents.items():
             for batch in waiting_for_it:
                 assert name in self.batches[batch].awaits, f"batch {batch} awaits no {name}"
+
+    def _is_held_back(self, task: TaskRecord) -> bool:
+        """Say whether a waiting task of a batch is not let into the queue at present."""
+        batch = self.batch_of(task)
+        if not batch.may_begin or task.folded:
+            return True
+        return batch.is_entering and not task.attempt and task.id not in self.backlog
 
     def _forget_old_batches(self) -> None:
         while len(self._ended) > _REMEMBERED_BATCHES:

@@ -10,8 +10,9 @@ from msgspec.structs import replace
 
 from kohaku_daemon.core.access.permissions import Actor, may_see_contents
 from kohaku_daemon.core.cluster.records import BatchRecord, TaskRecord
-from kohaku_daemon.core.cluster.state import ClusterState
-from kohaku_daemon.core.placement.place import candidates, could_take, verdict
+from kohaku_daemon.core.cluster.state import ClusterState, LiveBatch
+from kohaku_daemon.core.placement.gang import plan_gang
+from kohaku_daemon.core.placement.place import verdict
 from protocol.ids import BatchId, NodeName, TaskId
 from protocol.messages.cluster import Status
 from protocol.models.node import Claimed, NodeState
@@ -109,7 +110,7 @@ def explain_task(state: ClusterState, task: TaskRecord) -> Explanation:
     ahead = state.backlog.ahead_of(task.id)
     summary = _summary(state, verdicts)
     if batch.record.gang:
-        summary += f"; its gang of {batch.live} begins together or not at all"
+        summary = _summary_of_gang(state, batch, summary)
     return Explanation(task.id, task.state, summary, ahead, tuple(verdicts))
 
 
@@ -117,8 +118,13 @@ def _say_held_back(state: ClusterState, task: TaskRecord) -> str:
     """Say what keeps a waiting task out of the queue; empty if it is in it."""
     if task.id in state.backlog:
         return ""
-    awaits = sorted(state.batch_of(task).awaits)
+    batch = state.batch_of(task)
+    awaits = sorted(batch.awaits)
+    if batch.falls is not None:
+        return f"is about to end: {batch.falls.message}"
     if not awaits:
+        if task.folded or (batch.is_entering and not task.attempt):
+            return "is about to enter the queue, after others of its batch"
         return f"waits to be tried again: {task.reason}"
     named = ", ".join(_say_awaited(state, name) for name in awaits[:_MOST_AWAITED])
     more = f" and {len(awaits) - _MOST_AWAITED} more" if len(awaits) > _MOST_AWAITED else ""
@@ -129,7 +135,10 @@ def _say_awaited(state: ClusterState, name: int) -> str:
     task = state.tasks.get(TaskId(name))
     if task is not None:
         return f"task {name} ({task.state})"
-    return f"batch {name} ({state.batches[BatchId(name)].live} tasks left)"
+    batch = state.batches.get(BatchId(name))
+    if batch is None or not batch.live:
+        return f"{name} (which has just ended)"
+    return f"batch {name} ({batch.live + batch.folded} tasks left)"
 
 
 def _summary(state: ClusterState, verdicts: list[NodeVerdict]) -> str:
@@ -144,8 +153,25 @@ def _summary(state: ClusterState, verdicts: list[NodeVerdict]) -> str:
         if len(hopeful) > 1:
             return f"waits: the {len(hopeful)} nodes that could hold it are out of service"
         return f"waits for {hopeful[0]}: {state.fleet.nodes[hopeful[0]].site.closed}"
-    nodes = f"{len(hopeful)} of {len(verdicts)} nodes" if len(verdicts) > 1 else "the one node"
-    return f"waits for room: {nodes} could hold it when idle"
+    able = len(hopeful) - len(closed)
+    nodes = f"{able} of {len(verdicts)} nodes" if len(verdicts) > 1 else "the one node"
+    out = f"; {_count_more(closed)} out of service" if closed else ""
+    return f"waits for room: {nodes} could hold it when idle{out}"
+
+
+def _count_more(names: list[NodeName]) -> str:
+    return f"{names[0]} is" if len(names) == 1 else f"{len(names)} more are"
+
+
+def _summary_of_gang(state: ClusterState, batch: LiveBatch, one: str) -> str:
+    """Say the same of a task that begins with others, by what is said of it alone."""
+    gang = f"its gang of {batch.live} begins together or not at all"
+    held = (state.tasks.get(name) for name in batch.record.ids())
+    members = [(task.id, batch.request(task.index)) for task in held if task is not None]
+    if plan_gang(members, state.fleet.sites) is None:
+        # What one of them finds is no news then.
+        return f"waits: the nodes in service have no room for all of it, even idle; {gang}"
+    return f"{one}; {gang}"
 
 
 def _absence(state: ClusterState, name: NodeName) -> str:
@@ -220,12 +246,14 @@ def count_reasons(state: ClusterState) -> Counter[str]:
     for request, count in state.backlog.shapes():
         if request is None:
             reasons["gang"] += count
-        elif any(could_take(request, site) for site in candidates(request, sites)):
+        elif state.backlog.has_hope(request, sites):
             reasons["room"] += count
         else:
             reasons["node"] += count
     waiting_for_others = {batch for batches in state.dependents.values() for batch in batches}
-    reasons["after"] = sum(state.batches[batch].live for batch in waiting_for_others)
+    reasons["after"] = sum(
+        state.batches[batch].live + state.batches[batch].folded for batch in waiting_for_others
+    )
     reasons["retry"] = sum(
         task in state.tasks and task not in state.backlog for _, task in state.delayed
     )
@@ -237,7 +265,8 @@ def view_status(
 ) -> Status:
     """Show the cluster at a glance. ``ended`` counts tasks that ended lately, by state."""
     nodes = state.fleet.nodes.values()
-    tasks = Counter(str(task.state) for task in state.tasks.values())
+    states = Counter([task.state for task in state.tasks.values()])
+    tasks = Counter({str(one): count for one, count in states.items()})
     return Status(
         cluster=state.cluster,
         version=version,

@@ -19,6 +19,9 @@ of a short task, so as few as possible are waited for:
   and a deadline follows from the launch's start.
 
 So whatever stands still while the disk is full, it is not what ends.
+
+What is written soon is not written along with the next order either: of a short task the end
+and the host's word come within moments, and then the vault hears of both at once.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from protocol.messages.runner import AttemptReport, AttemptState
 class Bundle:
     """What is committed together, and what goes out once it is."""
 
-    #: Counted from 1.
+    #: Counted from 1; 0 of what may be put off, which joins another.
     number: int
     #: As they are when the commit begins.
     puts: dict[str, LaunchRecord] = field(default_factory=dict)
@@ -44,13 +47,18 @@ class Bundle:
     #: Orders that were let go of, of which nothing may stay.
     voids: dict[str, None] = field(default_factory=dict)
     owed: list[NodeAction] = field(default_factory=list)
-    #: Something waits for it, so it must not be put off.
-    is_urgent: bool = False
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to write."""
-        return not self.puts and not self.drops and not self.voids
+        """Whether there is nothing to write, and nothing that waits for it."""
+        return not (self.puts or self.drops or self.voids or self.owed)
+
+    def join(self, other: Bundle) -> None:
+        """Take in another one, which has no launch that this one has."""
+        self.puts |= other.puts
+        self.drops |= other.drops
+        self.voids |= other.voids
+        self.owed += other.owed
 
 
 class Ledger:
@@ -58,13 +66,25 @@ class Ledger:
 
     def __init__(self, known: Iterable[str] = ()) -> None:
         """``known`` are the launches on the disk whose end the host may not know."""
-        #: Gathers.
+        #: Gathers, and is waited for.
         self.open = Bundle(1)
+        #: Gathers, and may be put off: until it is ripe no commit takes it along.
+        self.later = Bundle(0)
+        self._is_ripe = False
         #: Is being written.
         self.under_way: Bundle | None = None
         #: By launch, the bundle without which nothing may be said of it.
         self._held: dict[str, Bundle] = {}
         self._known = set(known)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is something that is to be written now."""
+        return self._is_ripe or not self.open.is_empty
+
+    def ripen(self) -> None:
+        """Let the next commit take along what was put off."""
+        self._is_ripe = not self.later.is_empty
 
     def is_kept(self, key: str) -> bool:
         """Say whether all that must be on the disk of a launch is there."""
@@ -77,7 +97,7 @@ class Ledger:
         gives the order again or not: what it does not know it could not end.
         """
         keys = {key for key in self._held if key not in self._known}
-        for bundle in (self.under_way, self.open):
+        for bundle in (self.under_way, self.open, self.later):
             if bundle is not None:
                 for key in keys:
                     bundle.puts.pop(key, None)
@@ -86,7 +106,7 @@ class Ledger:
             del self._held[key]
             if self.under_way is not None:
                 # It may just be written all the same.
-                self.open.voids[key] = None
+                self.later.voids[key] = None
         return sorted(keys)
 
     def tellable(self, reports: Iterable[AttemptReport]) -> Iterator[AttemptReport]:
@@ -108,10 +128,10 @@ class Ledger:
                 case Remember(record, later):
                     self._put(record, later=later)
                 case Forget(key):
-                    self.open.puts.pop(key, None)
-                    self.open.drops[key] = None
+                    self.later.puts.pop(key, None)
+                    self.later.drops[key] = None
                 case RemoveLaunch():
-                    self.open.owed.append(action)
+                    self.later.owed.append(action)
                 case _:
                     held = self._held.get(action.key)
                     (free if held is None else held.owed).append(action)
@@ -122,6 +142,9 @@ class Ledger:
         assert self.under_way is None, "one commit at a time"
         self.under_way = self.open
         self.open = Bundle(self.under_way.number + 1)
+        if self._is_ripe:
+            self.under_way.join(self.later)
+            self.later, self._is_ripe = Bundle(0), False
         return self.under_way
 
     def finish(self) -> list[NodeAction]:
@@ -139,9 +162,11 @@ class Ledger:
 
     def _put(self, record: LaunchRecord, *, later: bool) -> None:
         key = record.key
-        self.open.drops.pop(key, None)
-        self.open.voids.pop(key, None)
-        self.open.puts[key] = record
+        self.later.drops.pop(key, None)
+        self.later.voids.pop(key, None)
         if not later:
-            self.open.is_urgent = True
+            self.open.puts[key] = record
+            self.later.puts.pop(key, None)
             self._held[key] = self.open
+        elif key not in self.open.puts:
+            self.later.puts[key] = record

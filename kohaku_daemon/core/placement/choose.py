@@ -201,12 +201,24 @@ def _gpu_shortages(request: Request, books: Books, *, of_all: bool) -> list[str]
 def _gpu_trouble(index: int, books: Books) -> str | None:
     gpu = next((gpu for gpu in books.inventory.gpus if gpu.index == index), None)
     if gpu is None:
-        return f"GPU {index} wanted, the node has {len(books.inventory.gpus)}"
+        return f"GPU {index} wanted, {_gpus_here(books)}"
     if gpu.uuid in books.faults:
         return f"GPU {index} is out of service: {books.faults[gpu.uuid]}"
     if gpu.uuid not in books.free_gpus:
         return f"GPU {index} is held by {_holder(gpu.uuid, books)}"
     return None
+
+
+def _gpus_here(books: Books) -> str:
+    """Say which GPUs a node has, by their indices."""
+    indices = sorted(gpu.index for gpu in books.inventory.gpus)
+    if not indices:
+        return "the node has no GPU"
+    if len(indices) == 1:
+        return f"the node has only GPU {indices[0]}"
+    if indices == list(range(indices[0], indices[-1] + 1)):
+        return f"the node has GPUs {indices[0]} to {indices[-1]}"
+    return f"the node has GPUs {', '.join(map(str, indices))}"
 
 
 def _holder(uuid: str, books: Books) -> str:

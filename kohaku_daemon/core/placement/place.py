@@ -52,6 +52,39 @@ def could_take(request: Request, site: Site) -> bool:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """The most there is of each thing on any one node in service."""
+
+    cores: int = 0
+    memory: int = 0
+    gpus: int = 0
+    labels: frozenset[tuple[str, str]] = frozenset()
+    backends: frozenset[str] = frozenset()
+
+    def covers(self, request: Request) -> bool:
+        """Say whether some node may hold a request when idle; if not, none does."""
+        return (
+            request.cores <= self.cores
+            and request.memory <= self.memory
+            and request.gpus <= self.gpus
+            and self.labels.issuperset(request.labels)
+            and request.backend in self.backends
+        )
+
+
+def reach_of(sites: Iterable[Site]) -> Reach:
+    """Give the reach of the sites that are in service."""
+    there = [site for site in sites if not site.closed]
+    return Reach(
+        cores=max((len(site.books.inventory.cores) for site in there), default=0),
+        memory=max((site.books.inventory.memory for site in there), default=0),
+        gpus=max((len(site.books.inventory.gpus) for site in there), default=0),
+        labels=frozenset(pair for site in there for pair in site.labels.items()),
+        backends=frozenset(("", *(name for site in there for name in site.books.backends))),
+    )
+
+
 def could_ever(request: Request, site: Site) -> bool:
     """Say whether a site could take the request if it were idle, whole and in service."""
     return fits(request, site.books.emptied()) and not unsuitable(request, site.books, site.labels)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Iterator
+from itertools import islice
 from typing import Final, cast
 
 import msgspec
 from msgspec.structs import replace
 
 from kohaku_daemon.core.access.permissions import may_see_contents, may_steer
-from kohaku_daemon.core.cluster.events import RetryAsked, SteerAsked, SubmitAsked, Verb
-from kohaku_daemon.core.cluster.records import BatchRecord
+from kohaku_daemon.core.cluster.ended import EndedTasks
+from kohaku_daemon.core.cluster.events import (
+    RetryAsked,
+    SteerAsked,
+    SubmitAsked,
+    Verb,
+    WholeAsked,
+)
 from kohaku_daemon.core.cluster.views import describe, explain_task, redact_task, view_task
 from kohaku_daemon.host.handlers.rows import (
     batch_records,
@@ -50,6 +57,8 @@ _MOST_NAMES: Final = 1000
 _LONGEST_HOLD_S: Final = 60.0
 #: How often what has just ended is looked up again, until the store knows of its end.
 _LOOKS: Final = 5
+#: Ended tasks that are read in one go, some 2 ms: a batch may have 100,000.
+_LOOKED_AT: Final = 500
 
 
 async def submit(call: Call, params: SubmitTask) -> Submitted:
@@ -76,9 +85,13 @@ async def retry(call: Call, params: RetryTask) -> Retried:
         source = batch_records(parts, [task.batch])[task.batch]
     if not may_steer(call.actor, source.owner):
         raise Forbidden(f"the tasks of batch {source.id} belong to somebody else")
+    await _made_whole(parts, source.id)
     await parts.loop.settled()
-    ids = (params.task,) if params.task is not None else tuple(_ids_of(source))
-    ended = parts.store.ended(ids)
+    ended = EndedTasks(params.request_id)
+    named = iter((params.task,)) if params.task is not None else source.ids()
+    while some := tuple(islice(named, _LOOKED_AT)):
+        ended.take(parts.store.ended(some))
+        await asyncio.sleep(0)
     request_key = (source.owner, params.request_id)
     held = request_key in parts.state.by_request
     asked = RetryAsked(
@@ -86,11 +99,18 @@ async def retry(call: Call, params: RetryTask) -> Retried:
         params.request_id,
         _digest(params),
         source,
-        ended=tuple(ended),
-        live=tuple(task for task in ids if task in parts.state.tasks),
+        params.task,
+        ended,
         earlier=None if held else parts.store.by_request(*request_key),
     )
     return cast("Retried", await call.ask(asked))
+
+
+async def _made_whole(parts: Parts, batch: BatchId) -> None:
+    """Wait until all tasks of a batch are made, if it is being made at present."""
+    live = parts.state.batches.get(batch)
+    if live is not None and live.folded:
+        await parts.loop.ask(WholeAsked(batch))
 
 
 def _digest(params: SubmitTask | RetryTask) -> bytes:
@@ -117,11 +137,6 @@ async def _known_states(parts: Parts, after: tuple[int, ...]) -> dict[int, TaskS
         ):
             break
     return known
-
-
-def _ids_of(batch: BatchRecord) -> Iterator[TaskId]:
-    for first, count in batch.runs:
-        yield from map(TaskId, range(first, first + count))
 
 
 async def list_tasks(call: Call, params: ListTasks) -> TaskPage:
@@ -168,6 +183,8 @@ async def wait(call: Call, params: WaitTasks) -> WaitResult:
     """Answer when tasks are over, or when the time to hold the answer is up."""
     parts = call.parts
     ids = await _named(call, params.tasks, params.batch)
+    if params.batch is not None:
+        await _made_whole(parts, params.batch)
     hold_s = min(max(params.hold_s, 0.0), _LONGEST_HOLD_S)
     if params.batch is None:
         await _check_known(parts, [task for task in ids if task not in parts.state.tasks])
@@ -230,14 +247,15 @@ async def _steer(call: Call, params: SteerTasks, verb: Verb) -> SteerResult:
     parts = call.parts
     ids = await _named(call, params.tasks, params.batch)
     if params.batch is not None:
-        ids = tuple(task for task in ids if task in parts.state.tasks)
+        asked = SteerAsked(call.actor, verb, batch=params.batch)
     else:
         await parts.loop.settled()
-    ended: dict[TaskId, TaskState] = {}
-    for task in ids:
-        if task not in parts.state.tasks and (record := parts.store.task(task)) is not None:
-            ended[task] = record.state
-    return cast("SteerResult", await call.ask(SteerAsked(call.actor, verb, ids, ended)))
+        ended: dict[TaskId, TaskState] = {}
+        for task in ids:
+            if task not in parts.state.tasks and (record := parts.store.task(task)) is not None:
+                ended[task] = record.state
+        asked = SteerAsked(call.actor, verb, ids, ended=ended)
+    return cast("SteerResult", await call.ask(asked))
 
 
 async def _named(
@@ -251,7 +269,7 @@ async def _named(
     if batch is None:
         return tasks
     record = await known_batch(call.parts, batch)
-    return tuple(_ids_of(record))
+    return tuple(record.ids())
 
 
 async def _check_known(parts: Parts, tasks: list[TaskId]) -> None:

@@ -73,7 +73,7 @@ class Ended:
     told: list[tuple[Exit, float, float]] = field(default_factory=list)
     once: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def on_exit(self, exit_: Exit, started_at: float, ended_at: float) -> None:
+    def on_exit(self, exit_: Exit, started_at: float, ended_at: float) -> None:
         self.told.append((exit_, started_at, ended_at))
         self.once.set()
 

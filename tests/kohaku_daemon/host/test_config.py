@@ -39,6 +39,20 @@ def test_other_machines_are_reached_in_the_clear_only_by_leave(address: str) -> 
     assert load({"listen": address, "insecure_plaintext": True}, environ={}).listen == address
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["not an address", "", "300.1.1.1", "1.2.3", "0", "[::1]", "127.0.0.1:9000", "http://h", "a\0b",
+     "-x", "a..b", "x" * 64, ".".join(["a"] * 200), "127.0.0.1\n"],
+)  # fmt: skip
+@pytest.mark.parametrize("leave", [True, False])
+def test_what_is_no_address_is_said_to_be_none(address: str, leave: bool) -> None:
+    with pytest.raises(BadRequest) as caught:
+        load({"listen": address, "insecure_plaintext": leave}, environ={})
+    told = caught.value.message
+    assert told.startswith("listen in the command line must be an IP address or the name of a ma")
+    assert 'such as "127.0.0.1", not "' in told
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
 def test_loopback_needs_no_leave(address: str) -> None:
     assert load({"listen": address}, environ={}).listen == address

@@ -1,9 +1,10 @@
-"""What stands before aiohttp: a deadline for headers, and a cap on the strangers of one address."""
+"""What stands before aiohttp: a deadline for headers, a cap on strangers, a price for reading."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from kohaku_daemon.host import guard
 from kohaku_daemon.host.refusals import Refusals
+from kohaku_daemon.loop_time import LoopTime, Purse
 from protocol.messages.runner import OrderStream
 from protocol.messages.stream import OpenLogs
 from protocol.messages.task import SubmitTask
@@ -187,3 +189,109 @@ def test_an_address_without_connections_is_forgotten() -> None:
     for address in ("a", "a", "b"):
         census.leave(address)
     assert not census._open
+
+
+class Below(asyncio.Transport):
+    """A socket of somebody at an address, which does nothing."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__({"peername": (address, 1)})
+        self.reads = True
+        self.resumed = asyncio.Event()
+
+    def pause_reading(self) -> None:
+        self.reads = False
+
+    def resume_reading(self) -> None:
+        self.reads = True
+        self.resumed.set()
+
+
+class Costly(asyncio.Protocol):
+    """A protocol for which each byte takes so long."""
+
+    def __init__(self, byte_s: float) -> None:
+        self.byte_s = byte_s
+        self.pieces: list[int] = []
+
+    def data_received(self, data: bytes) -> None:
+        self.pieces.append(len(data))
+        until = time.thread_time() + len(data) * self.byte_s
+        while time.thread_time() < until:
+            pass
+
+
+def an_entrance() -> guard.Entrance:
+    return guard.Entrance(guard.Census(10, Refusals(lambda: 0.0)), LoopTime())
+
+
+def arrive(
+    entrance: guard.Entrance, inner: asyncio.Protocol, address: str = "192.0.2.7"
+) -> tuple[guard.GuardedConnection, Below]:
+    connection, below = guard.GuardedConnection(lambda: inner, entrance), Below(address)
+    connection.connection_made(below)
+    return connection, below
+
+
+def say(connection: guard.GuardedConnection, most: int = 10**9) -> int:
+    """Let as much come as there is place for; give how much that was."""
+    size = min(len(connection.get_buffer(-1)), most)
+    connection.buffer_updated(size)
+    return size
+
+
+async def test_what_takes_long_to_take_apart_comes_in_small_pieces_and_what_does_not_in_large() -> (
+    None
+):
+    for byte_s, smallest, largest in ((2e-6, 4096, 4096), (0.0, 262144, 262144)):
+        connection, _ = arrive(an_entrance(), Costly(byte_s))
+        connection.vouch(Purse(size_s=100.0))
+        said = [say(connection) for _ in range(10)]
+        assert smallest <= said[-1] <= largest, said
+        connection.connection_lost(None)
+
+
+async def test_who_has_spent_all_is_read_when_its_time_comes_and_others_at_once() -> None:
+    entrance = an_entrance()
+    connection, below = arrive(entrance, Costly(0.02))
+    neighbour, beside = arrive(entrance, Costly(0.0), "192.0.2.8")
+    say(connection, 1)
+    say(neighbour, 1)
+    assert (below.reads, beside.reads) == (False, True)
+    await asyncio.wait_for(below.resumed.wait(), 5)
+    assert below.reads
+    say(connection, 1)
+    assert not below.reads
+    connection.connection_lost(None)  # while it waits
+    neighbour.connection_lost(None)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not below.reads
+
+
+async def test_who_comes_back_finds_what_it_has_spent() -> None:
+    entrance = an_entrance()
+    connection, _ = arrive(entrance, Costly(0.02))
+    say(connection, 1)
+    connection.connection_lost(None)
+    again, _ = arrive(entrance, Costly(0.0))
+    other, _ = arrive(entrance, Costly(0.0), "192.0.2.8")
+    now = time.perf_counter()
+    assert again.account.purse.is_empty(now)
+    assert not other.account.purse.is_empty(now)
+    for one in (again, other):
+        one.connection_lost(None)
+    for number in range(5000):
+        entrance.purse(str(number))
+    assert len(entrance._purses) == 4096
+
+
+async def test_who_is_vouched_for_pays_from_the_purse_of_who_it_is() -> None:
+    connection, _ = arrive(an_entrance(), Costly(0.0))
+    assert guard.account_of(None) is None
+    purse = Purse()
+    connection.vouch(purse)
+    say(connection, 1)
+    assert connection.account.purse is purse
+    assert purse.fill(time.perf_counter()) < 1.0
+    connection.connection_lost(None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from kohaku_daemon.core.cluster.events import (
     RunnerBeat,
     RunnerReported,
 )
+from kohaku_daemon.core.cluster.long_work import PIECE
 from kohaku_daemon.core.cluster.records import AuditRecord, DocumentChange, EventRecord
 from kohaku_daemon.host import loop as loop_module
 from kohaku_daemon.host.loop import HostLoop
@@ -85,9 +86,10 @@ class Diary:
     #: Whether somebody watches nodes.
     is_watched: bool = True
 
-    def send_order(self, node: NodeName, order: Order) -> None:
-        assert isinstance(order, OrderStart)
-        self.lines.append(f"order to {node}")
+    def send_orders(self, node: NodeName, orders: Sequence[Order]) -> None:
+        for order in orders:
+            assert isinstance(order, OrderStart)
+            self.lines.append(f"order to {node}")
 
     def close_link(self, node: NodeName, reason: str) -> None:
         self.lines.append(f"close {node}")
@@ -489,3 +491,17 @@ async def test_nodes_that_changed_are_not_shown_when_nobody_watches(rig: Rig) ->
     await rig.submit(1)
     assert rig.diary.nodes == []
     assert "nodes skipped" in rig.diary.lines
+
+
+async def test_long_work_is_written_in_pieces_and_others_are_answered_meanwhile(rig: Rig) -> None:
+    many = asyncio.create_task(rig.loop.ask(a_submission(request_id="the-many", array=6 * PIECE)))
+    await until(lambda: len(rig.store.groups) >= 1)
+    small = await rig.submit(2)
+    assert isinstance(small, Submitted)
+    assert not many.done()
+    whole = await many
+    assert isinstance(whole, Submitted)
+    sizes = [len(group.tasks) for group in rig.store.groups]
+    assert sum(sizes) >= 6 * PIECE
+    assert max(sizes) < 3 * PIECE
+    assert len(list(rig.store.store.live_tasks())) == 6 * PIECE + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import pytest
 from hypothesis import given
@@ -62,13 +63,18 @@ def test_a_reader_misses_nothing_or_knows_that_it_did(
         if what == "put":
             rows = {number: number * 1000 + revision for number in numbers}
             truth |= rows
-            log.put(rows, revision + 1)
+            if len(rows) == 1:
+                log.put_one(*next(iter(rows.items())), revision + 1, frame)
+            else:
+                log.put(rows, revision + 1)
             revision += len(rows)
         elif what == "frame":
             frame = revision
+            log.drop_replaced()
         else:
             read(numbers[0])
     frame = revision
+    log.drop_replaced()
     while place < revision:
         read(3)
     wanted = names or truth.keys()
@@ -88,6 +94,28 @@ def test_what_changes_all_the_time_is_told_all_the_same() -> None:
         ("calm", 1),
         ("busy", 2),
     ]
+
+
+async def test_readings_that_were_replaced_take_no_memory() -> None:
+    hub = Hub("epoch")
+    nodes = [Node(name=N1, state=NodeState.ONLINE) for _ in range(10)]
+    mine = sys.getrefcount(nodes[0])
+
+    def find_held() -> list[int]:
+        return [number for number in range(10) if sys.getrefcount(nodes[number]) > mine]
+
+    for node in nodes[:5]:
+        hub.put_readings(node)
+    del node
+    assert find_held() == [4]
+    with hub.reading((Topic.READINGS,)):
+        await asyncio.wait_for(hub.changed(0), 1)
+        for node in nodes[5:]:
+            hub.put_readings(node)
+        del node
+        assert find_held() == [4, 9], "the earlier one is told until there is a later frame"
+        await asyncio.wait_for(hub.changed(5), 1)
+    assert find_held() == [9]
 
 
 async def test_a_bell_rings_for_those_who_wait_and_not_for_what_they_had() -> None:

@@ -16,7 +16,8 @@ from aiohttp import web
 from kohaku_daemon.host.guard import Census
 from kohaku_daemon.host.meters import Meters
 from kohaku_daemon.host.refusals import Refusals
-from kohaku_daemon.host.web import listen, make_app
+from kohaku_daemon.host.web import LOOP_TIME, listen, make_app
+from kohaku_daemon.loop_time import LoopTime
 from kohaku_daemon.wire import Served
 from protocol.messages.hello import WhoAmI
 from protocol.methods import WHOAMI
@@ -188,7 +189,9 @@ async def test_all_are_told_though_some_go_while_others_are_told(
 
 
 async def test_many_may_wait_to_be_let_in_and_few_are_at_once() -> None:
-    runner = web.AppRunner(web.Application())
+    app = web.Application()
+    app[LOOP_TIME] = LoopTime()
+    runner = web.AppRunner(app)
     await runner.setup()
     census = Census(1000, Refusals(lambda: 0.0))
     server, port = await listen(runner, "127.0.0.1", 0, census)

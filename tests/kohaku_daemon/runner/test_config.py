@@ -45,6 +45,8 @@ def test_each_runner_of_a_machine_has_its_own_folder(tmp_path: Path) -> None:
         ("name", "../up", "cannot be a node's name"),
         ("host", "http://", "is not the address of a host"),
         ("host", "ftp://h", "is not the address of a host"),
+        ("host", "http://not an address", "'http://not an address' is not the address of a host"),
+        ("join_token_file", "auto", 'must be a path, or "" for none, not "auto"'),
         ("host", "http://10.0.0.1:8000", "dialling 10.0.0.1 would send"),
         ("host", "lab", "dialling lab would send"),
         ("backends", [], "backends is empty"),
@@ -65,7 +67,16 @@ def test_a_host_elsewhere_is_dialled_encrypted_or_by_leave() -> None:
 def test_the_default_backend_is_one_of_the_backends() -> None:
     with pytest.raises(BadRequest, match=r"default_backend docker is not among backends \(process"):
         load({"backends": ["process"], "default_backend": "docker"}, environ={})
-    assert load({"default_backend": "docker"}, environ={}).default_backend == "docker"
+    with pytest.raises(BadRequest, match=r"default_backend x is not among backends \(process\)"):
+        load({"default_backend": "x"}, environ={})
+    assert load({"default_backend": "process"}, environ={}).default_backend == "process"
+    both = load({"backends": ["mock", "auto"], "default_backend": "mock"}, environ={})
+    assert both.default_backend == "mock"
+
+
+def test_a_label_that_no_node_can_carry_is_refused_at_the_start() -> None:
+    with pytest.raises(BadRequest, match="labels: a b=c cannot be a label"):
+        load({}, environ={"KOHAKU_RUNNER_LABELS": "a b=c"})
 
 
 def test_settings_of_the_process_backend_have_their_own_table() -> None:
@@ -80,6 +91,11 @@ def test_the_join_token_comes_from_its_file_when_it_is_needed(tmp_path: Path) ->
         config.read_join_token()
     file.write_text("khj_abc\n")
     assert config.read_join_token() == "khj_abc"
+
+
+def test_no_file_of_a_join_token_is_written_as_none() -> None:
+    assert '#join_token_file = ""' in template().splitlines()
+    assert load({"join_token_file": ""}, environ={}).read_join_token() == ""
 
 
 def test_a_join_token_is_not_shown(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from protocol.messages.runner import AttemptState, OrderKill, OrderPause, OrderR
 from protocol.models.task import Cause, Exit, TaskSpec
 from tests.kohaku_daemon.runner.fake_host import FakeHost, said
 from tests.kohaku_daemon.runner.machine import Machine, a_start
-from tests.kohaku_daemon.runner.waiting import until
+from tests.kohaku_daemon.runner.waiting import keep, until
 
 ACCEPTED, RUNNING, PAUSED, ENDED = AttemptState
 
@@ -139,7 +139,7 @@ async def test_more_launches_than_fit_a_message_are_all_registered(
         record = LaunchRecord(launch=launch, state=ENDED, exit=Exit(Cause.EXITED, code=0))
         records[record.key] = record
     memory = Memory(vault)
-    await memory.keep_launches(records)
+    await keep(memory, records)
     memory.close()
 
     await machine.start()

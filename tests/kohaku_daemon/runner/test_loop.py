@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 
 from kohaku_daemon.clock import SystemClock
-from kohaku_daemon.core.node.actions import KillLaunch, NodeAction, SendReport, StartLaunch
+from kohaku_daemon.core.node.actions import (
+    KillLaunch,
+    NodeAction,
+    RemoveLaunch,
+    SendReport,
+    StartLaunch,
+)
 from kohaku_daemon.core.node.engine import NodeEngine
 from kohaku_daemon.core.node.events import (
     KillOrdered,
@@ -207,6 +213,32 @@ async def test_what_nobody_waits_for_is_written_soon_all_the_same(
         shell.loop.post(ReportsTaken((attempt,)))
         await until(lambda: shell.memory.launches()[0].settled)
         assert len(shell.disk.writes) == 3
+
+
+async def test_an_end_and_the_word_that_it_is_known_are_one_write_whatever_starts_meanwhile(
+    vault: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kohaku_daemon.runner.loop._PUT_OFF_S", 60.0)
+    async with running(vault) as shell:
+        shell.loop.post(an_order(1))
+        shell.loop.post(LaunchStarted("1-1", Started(started_at=1.0)))
+        await shell.loop.kept_up()
+        shell.loop.post(LaunchExited("1-1", Exit(Cause.EXITED, code=0), 1.0, 2.0))
+        shell.loop.post(an_order(2))
+        await shell.loop.kept_up()
+        ended = shell.loop.report("1-1")
+        assert ended is not None
+        shell.loop.post(ReportsTaken((ended,)))
+        shell.loop.post(an_order(3))
+        await shell.loop.kept_up()
+        assert shell.disk.writes == [[f"launch/{task}-1"] for task in (1, 2, 3)]
+        assert not [one for one in shell.done if isinstance(one, RemoveLaunch)]
+
+        await shell.loop.committed()
+        assert shell.disk.writes[3:] == [["fences/0000000000000000"]]
+        assert [one.key for one in shell.done if isinstance(one, RemoveLaunch)] == ["1-1"]
+        settled = {record.key: record.settled for record in shell.memory.launches()}
+        assert settled == {"1-1": True, "2-1": False, "3-1": False}
 
 
 async def test_a_disk_that_hangs_is_trouble(vault: Path, monkeypatch: pytest.MonkeyPatch) -> None:

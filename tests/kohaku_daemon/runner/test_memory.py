@@ -15,6 +15,7 @@ from kohaku_daemon.store.vault import Vault
 from protocol.errors import Unavailable
 from protocol.ids import BatchId, TaskId
 from protocol.models.task import TaskSpec
+from tests.kohaku_daemon.runner.waiting import keep
 
 
 def a_record(task: int, *, settled: bool = False) -> LaunchRecord:
@@ -55,9 +56,9 @@ def kept(tmp_path: Path) -> Iterator[Kept]:
 
 
 async def test_what_is_settled_together_shares_a_row_and_leaves_its_own(kept: Kept) -> None:
-    await kept.memory.keep_launches(by_key(*map(a_record, range(1, 4))))
+    await keep(kept.memory, by_key(*map(a_record, range(1, 4))))
     assert kept.rows() == ["launch/1-1", "launch/2-1", "launch/3-1"]
-    await kept.memory.keep_launches(by_key(a_record(1, settled=True), a_record(2, settled=True)))
+    await keep(kept.memory, by_key(a_record(1, settled=True), a_record(2, settled=True)))
     assert kept.rows() == ["fences/0000000000000000", "launch/3-1"]
     kept.reopen()
     assert kept.launches() == [(1, True), (2, True), (3, False)]
@@ -66,13 +67,13 @@ async def test_what_is_settled_together_shares_a_row_and_leaves_its_own(kept: Ke
 async def test_a_row_goes_when_all_that_was_in_it_is_forgotten(kept: Kept) -> None:
     for first in (1, 4):
         group = [a_record(task, settled=True) for task in range(first, first + 3)]
-        await kept.memory.keep_launches(by_key(*group))
-    await kept.memory.keep_launches({}, ["1-1", "2-1"])
+        await keep(kept.memory, by_key(*group))
+    await keep(kept.memory, {}, ["1-1", "2-1"])
     assert len(kept.rows()) == 2
-    await kept.memory.keep_launches(by_key(a_record(7, settled=True)), ["3-1"])
+    await keep(kept.memory, by_key(a_record(7, settled=True)), ["3-1"])
     assert kept.rows() == ["fences/0000000000000001", "fences/0000000000000002"]
     kept.reopen()
-    await kept.memory.keep_launches(by_key(a_record(8, settled=True)), ["4-1", "5-1", "6-1"])
+    await keep(kept.memory, by_key(a_record(8, settled=True)), ["4-1", "5-1", "6-1"])
     assert kept.rows() == ["fences/0000000000000002", "fences/0000000000000003"]
     assert kept.launches() == [(7, True), (8, True)]
 
@@ -80,7 +81,7 @@ async def test_a_row_goes_when_all_that_was_in_it_is_forgotten(kept: Kept) -> No
 async def test_what_could_not_be_written_is_written_once_when_it_is_tried_again(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await kept.memory.keep_launches(by_key(a_record(1, settled=True)))
+    await keep(kept.memory, by_key(a_record(1, settled=True)))
 
     def full(*_: object) -> None:
         raise Unavailable("the disk is full")
@@ -89,19 +90,22 @@ async def test_what_could_not_be_written_is_written_once_when_it_is_tried_again(
     with monkeypatch.context() as broken:
         broken.setattr(kept.vault, "write", full)
         with pytest.raises(Unavailable):
-            await kept.memory.keep_launches(
-                by_key(a_record(2, settled=True)), ["1-1"], lambda: called.append("too early")
+            await keep(
+                kept.memory,
+                by_key(a_record(2, settled=True)),
+                ["1-1"],
+                lambda: called.append("too early"),
             )
-    await kept.memory.keep_launches(
-        by_key(a_record(2, settled=True)), ["1-1"], lambda: called.append("in time")
+    await keep(
+        kept.memory, by_key(a_record(2, settled=True)), ["1-1"], lambda: called.append("in time")
     )
     assert called == ["in time"]
     assert kept.rows() == ["fences/0000000000000001"]
 
 
 async def test_of_what_is_void_nothing_stays(kept: Kept) -> None:
-    await kept.memory.keep_launches(by_key(a_record(1), a_record(2)))
-    await kept.memory.keep_launches(by_key(a_record(2)), void=["1-1", "2-1", "3-1"])
+    await keep(kept.memory, by_key(a_record(1), a_record(2)))
+    await keep(kept.memory, by_key(a_record(2)), void=["1-1", "2-1", "3-1"])
     assert kept.rows() == ["launch/2-1"]
 
 
@@ -114,5 +118,5 @@ async def test_fences_of_an_earlier_version_are_kept_and_forgotten_in_turn(kept:
         }
     )
     assert kept.launches() == [(1, True), (2, True)]
-    await kept.memory.keep_launches(by_key(a_record(3, settled=True)), ["1-1"])
+    await keep(kept.memory, by_key(a_record(3, settled=True)), ["1-1"])
     assert kept.rows() == ["fences/0000000000000000", "launch/2-1"]

@@ -97,6 +97,21 @@ def test_a_row_keeps_the_task_as_it_was_when_the_row_was_made(store: TaskStore) 
     assert [task.state for task in store.live_tasks()] == [TaskState.RUNNING]
 
 
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 40])
+def test_few_rows_and_many_are_written_alike(store: TaskStore, count: int) -> None:
+    batch, tasks = a_batch(1000, count)
+    put(store, batch, tasks)
+    for task in tasks:
+        task.state, task.node = TaskState.RUNNING, NodeName("node1")
+    first = task_row(tasks[0])
+    tasks[0].state, tasks[0].ended_at = TaskState.COMPLETED, 7.0
+    # Of the one that is here twice the last row counts, also where that makes it one row more.
+    store.write(Group(tasks=[first, *map(task_row, tasks)]))
+    assert [store.task(task.id) for task in tasks] == tasks
+    assert [task.id for task in store.page(states=[TaskState.COMPLETED])] == [tasks[0].id]
+    assert {task.id for task in store.live_tasks()} == {task.id for task in tasks[1:]}
+
+
 def test_a_request_id_is_unique_for_its_owner(store: TaskStore) -> None:
     first, tasks = a_batch(1000, 1)
     put(store, first, tasks)

@@ -75,6 +75,8 @@ def test_a_hint_fits_what_is_wrong(method: Method[Any, Any], words: list[str], h
         (["task.get"], "there are: "),
         (["runner.join"], "for runners only"),
         (["task.show", "tsk=1"], "task"),
+        (["task.list", "limit=-3"], "task.list: limit must be from 1 to 500"),
+        (["task.list", "limit=many"], "task.list: limit: expected `int`"),
         (["task.list", "nodee=a"], "did you mean node?"),
         (["task.submit", "request_id=abcdefgh", 'spec={"command": ["x"], "core": 2}'], "cores?"),
         (["task.show", "task"], "KEY=VALUE"),

@@ -6,8 +6,16 @@ import json
 
 import pytest
 
+from protocol.errors import KohakuError, NotFound, Unavailable
 from protocol.ids import NodeName
-from protocol.messages.node import JoinToken, LabelNode, MakeJoinToken, NodeResult, RemoveNode
+from protocol.messages.node import (
+    JoinToken,
+    LabelNode,
+    MakeJoinToken,
+    NodeResult,
+    OneNode,
+    RemoveNode,
+)
 from protocol.methods import (
     NODE_DRAIN,
     NODE_JOIN_TOKEN,
@@ -30,6 +38,50 @@ def test_several_nodes_are_drained_at_once(host: ScriptedHost, kohaku: Kohaku, v
     assert [asked.node for asked in host.asked(method)] == ["node1", "node2"]
     assert ran.out.splitlines()[0] == "node1  online, draining  0 on it"
     assert len(json.loads(kohaku("node", verb, "node1", "--json").out)["nodes"]) == 1
+
+
+def answer_but_for(host: ScriptedHost, name: str, refusal: KohakuError) -> None:
+    """Have one node refused, and any other drained."""
+
+    def answer(asked: OneNode) -> NodeResult:
+        if asked.node == name:
+            raise refusal
+        return NodeResult(NODE)
+
+    host.answer(NODE_DRAIN, answer)
+
+
+def test_a_node_that_is_refused_does_not_keep_the_others_from_being_drained(
+    host: ScriptedHost, kohaku: Kohaku
+) -> None:
+    answer_but_for(host, "nope", NotFound("no node is called 'nope'"))
+    ran = kohaku("node", "drain", "nope", "node1")
+    assert (ran.status, ran.out) == (1, "node1  online, draining  0 on it\n")
+    assert ran.err == "error: no node is called 'nope'\n"
+    ran = kohaku("node", "drain", "nope", "node1", "--json")
+    assert (ran.status, ran.err) == (1, "")
+    told = json.loads(ran.out)
+    assert [node["name"] for node in told["nodes"]] == ["node1"]
+    assert told["refused"] == [["nope", "no node is called 'nope'"]]
+
+
+def test_nodes_that_were_drained_are_told_although_the_host_fails_at_the_next(
+    host: ScriptedHost, kohaku: Kohaku
+) -> None:
+    answer_but_for(host, "node2", Unavailable("the disk is full"))
+    ran = kohaku("node", "drain", "node1", "node2", "node3")
+    assert (ran.status, ran.out) == (3, "node1  online, draining  0 on it\n")
+    assert "the disk is full" in ran.err
+    assert [asked.node for asked in host.asked(NODE_DRAIN)] == ["node1", "node2"]
+
+
+def test_a_token_for_any_node_is_not_made_of_an_empty_name(
+    host: ScriptedHost, kohaku: Kohaku
+) -> None:
+    ran = kohaku("node", "join-token", "--node", "")
+    assert (ran.status, ran.out) == (2, "")
+    assert "--node is empty" in ran.err
+    assert host.calls == []
 
 
 def test_labels_are_set_and_unset(host: ScriptedHost, kohaku: Kohaku) -> None:

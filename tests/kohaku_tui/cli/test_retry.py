@@ -67,6 +67,7 @@ def test_one_that_is_refused_does_not_keep_the_others_from_being_tried(
     assert (ran.status, ran.out) == (1, "120\n140\n")
     assert ran.err == f"error: {refusal.message}\n"
     ran = kohaku("task", "retry", "12", "13", "14", "--json")
+    assert (ran.status, ran.err) == (1, "")
     told = json.loads(ran.out)["retried"]
     assert [(one["tasks"], one["error"]) for one in told] == [
         (["120"], ""),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from kohaku_daemon.backends.process import sites
 from kohaku_daemon.backends.process.cgroups import GroupSite, find_site
 from kohaku_daemon.backends.process.group import Group
+from kohaku_daemon.backends.process.settings import ProcessSettings
 from protocol.models.task import Claim
 
 CLAIM = Claim(cores=(2, 3), memory=1 << 30, numa=1)
@@ -199,3 +203,78 @@ def test_v2_freezes_kills_and_says_so_by_its_files(tmp_path: Path) -> None:
     assert (tmp_path / "cgroup.kill").read_text() == "1"
     (tmp_path / "cgroup.procs").write_text("")
     assert not group.kill()
+
+
+def make_deserted(root: Path, site: str) -> Path:
+    """Leave what a killed runner leaves."""
+    folder = root / "memory" / "kohaku" / site
+    (folder / "keepers").mkdir(parents=True)
+    return folder
+
+
+def test_what_killed_runners_left_goes_when_another_opens(tmp_path: Path) -> None:
+    root = make_v1(tmp_path / "cgroup", "memory")
+    whole, half, busy = (make_deserted(root, site) for site in ("whole", "half", "busy"))
+    (half / "keepers").rmdir()
+    (busy / "7-1").mkdir()  # a launch that still runs
+    find(root)
+    assert not whole.exists()
+    assert not half.exists()
+    assert (busy / "7-1").exists()
+
+
+def test_what_a_living_runner_prepared_stays_until_it_ends(tmp_path: Path) -> None:
+    root = make_v1(tmp_path / "cgroup", "memory")
+    script = (
+        "import sys; from pathlib import Path;"
+        "from kohaku_daemon.backends.process.cgroups import find_site;"
+        "find_site(Path(sys.argv[1]), 'idle'); print('ready', flush=True); sys.stdin.read()"
+    )
+    runner = subprocess.Popen(
+        [sys.executable, "-c", script, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with runner:
+        assert runner.stdout is not None
+        assert runner.stdout.readline() == b"ready\n"
+        idle = root / "memory" / "kohaku" / "idle" / "keepers"
+        find(root)
+        assert idle.exists()
+        runner.kill()
+        runner.wait()
+    find(root)
+    assert not idle.exists()
+
+
+def test_a_site_removed_while_it_is_being_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_v1(tmp_path / "cgroup", "memory")
+    hold, removed = sites.hold, list[Path]()
+
+    def hold_late(folder: Path) -> None:
+        if not removed:
+            removed.append(folder)
+            folder.rmdir()
+            folder.parent.rmdir()
+        hold(folder)
+
+    monkeypatch.setattr(sites, "hold", hold_late)
+    assert find(root).is_ready()
+    assert removed == [root / "memory" / "kohaku" / "node1" / "keepers"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="cgroups of the machine are root's")
+def test_the_machines_own_cgroups_are_held_and_removed() -> None:
+    root = ProcessSettings().cgroup_root
+    first = find_site(root, f"test-{os.getpid()}-first")
+    assert first is not None
+    second = find_site(root, f"test-{os.getpid()}-second")
+    assert second is not None
+    assert first.is_ready()
+    for parent in first.parents.values():
+        sites.let_go(parent / "keepers")  # as its end would
+    third = find_site(root, f"test-{os.getpid()}-second")
+    assert third == second
+    assert not any(parent.exists() for parent in first.parents.values())
+    second.remove()
+    assert not any(parent.exists() for parent in second.parents.values())

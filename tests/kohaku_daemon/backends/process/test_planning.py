@@ -28,7 +28,7 @@ def plan(
         spec=TaskSpec(command=("true",)), claim=claim or Claim(),
     )  # fmt: skip
     folders = TaskFolders(Path("/s"), Path("/o"), Path("/e"))
-    return Planner(node, (), RANGE, means, "boot").plan(launch, Path("/state/7-1-0"), folders)
+    return Planner(node, (), RANGE, means, "boot").plan(launch, "/state/7-1-0", folders)
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,27 @@ def test_a_thousand_equal_tasks_wait_in_order_and_cost_one_question(
     assert queue.backlog.ahead_of(TaskId(2999)) == 1998
 
 
+def test_whether_there_is_hope_is_asked_again_once_nodes_have_changed() -> None:
+    queue = Queue(4, 2)
+    wide = Request(cores=3)
+    assert queue.backlog.has_hope(wide, queue.sites)
+    assert not queue.backlog.has_hope(Request(cores=5), queue.sites)
+    queue.sites[NodeName("n1")].closed = "the node is draining"
+    queue.backlog.renew()
+    assert not queue.backlog.has_hope(wide, queue.sites)
+
+
+def test_a_line_of_which_most_are_gone_is_not_kept_and_stays_in_order() -> None:
+    queue = Queue(2)
+    queue.add(*range(1, 5001), cores=1)
+    for task in range(5000, 2, -1):
+        queue.backlog.discard(TaskId(task))
+    lane = queue.backlog._waiting[TaskId(1)]
+    assert len(lane.line) < 1100
+    assert queue.backlog.ahead_of(TaskId(2)) == 1
+    assert queue.run() == [(1, "n1"), (2, "n1")]
+
+
 SHAPES = [
     Request(cores=1), Request(cores=2), Request(cores=3), Request(cores=4), Request(cores=9),
     Request(cores=2, node="n1"), Request(cores=4, node="n2"), Request(cores=1, gpus=1),

@@ -93,11 +93,12 @@ def test_what_waits_for_a_task_that_does_not_complete_fails_all_the_way_down(
     assert play.engine.state.dependents == {}
 
 
-def test_the_end_of_a_chain_of_a_thousand_is_one_step(play: Playbook) -> None:
+def test_the_end_of_a_chain_of_a_thousand_is_a_few_steps(play: Playbook) -> None:
     submit(play, "request-1")
     for number in range(1, 1001):
         submit(play, f"request-{number + 1}", after=(play.id(number),))
     play.kill(1)
+    assert 2 <= play.finish() <= 5
     assert set(play.states()[1:]) == {"failed"}
 
 
@@ -167,6 +168,19 @@ def test_a_gang_begins_when_all_of_it_fits(two: Playbook) -> None:
     )
     two.hear(1, ENDED, exit_=DONE)
     assert two.place() == ["n1: start #2/1", "n2: start #3/1"]
+
+
+def test_a_gang_says_that_the_nodes_that_are_left_have_no_room_for_it(two: Playbook) -> None:
+    two.tell(RunnerGone(NodeName("n2"), "cut off"))
+    submit(two, "request-1", cores=3, array=2, gang=True)
+    assert why(two, 1) == (
+        "waits: the nodes in service have no room for all of it, even idle;"
+        " its gang of 2 begins together or not at all"
+    )
+    submit(two, "request-2", cores=3)
+    assert (
+        why(two, 3) == "waits for room: 1 of 2 nodes could hold it when idle; n2 is out of service"
+    )
 
 
 def test_two_gangs_that_want_all_take_turns(two: Playbook) -> None:

@@ -1,8 +1,11 @@
 """Another attempt: only if asked for, with its own number, and never beside one that may live."""
 
+from collections.abc import Callable
+
 import pytest
 from msgspec.structs import replace
 
+from kohaku_daemon.core.cluster.ended import EndedTasks
 from kohaku_daemon.core.cluster.events import (
     PlacementDue,
     RemoveAsked,
@@ -217,14 +220,13 @@ def ask(play: Playbook, *numbers: int, request_id: str = "retry-001", user: str 
     ids = [play.id(number) for number in numbers]
     source = play.kept.batches[play.kept.tasks[ids[0]].batch]
     kept = [play.kept.tasks[task] for task in ids]
+    ended = EndedTasks(request_id)
+    ended.take(task for task in kept if task.state.is_final)
+    one = ids[0] if len(ids) == 1 else None
+    earlier = [batch for batch in play.kept.batches.values() if batch.request_id == request_id]
     play.tell(
         RetryAsked(
-            a_user(user),
-            request_id,
-            b"digest",
-            source,
-            ended=tuple(task for task in kept if task.state.is_final),
-            live=tuple(task.id for task in kept if not task.state.is_final),
+            a_user(user), request_id, b"digest", source, one, ended, earlier[0] if earlier else None
         )
     )
 
@@ -260,6 +262,55 @@ def test_a_lost_task_gets_another_attempt(play: Playbook) -> None:
     assert play.task(1).history[-2].actor == "ada"
 
 
+@pytest.mark.parametrize("crash", [Playbook.restart, lambda _: None])
+def test_the_same_request_again_names_the_lost_ones_again_and_changes_nothing(
+    play: Playbook, crash: Callable[[Playbook], None]
+) -> None:
+    play.run(a_submission(array=3))
+    assert {play.task(number).node for number in (1, 2, 3)} == {"n1", "n2"}
+    play.hear(3, ENDED, node=play.task(3).node, exit_=FAILED)
+    lose(play, N1)
+    lost = tuple(play.id(number) for number in (1, 2) if play.states()[number - 1] == "lost")
+    ask(play, 1, 2, 3)
+    first = play.answer
+    assert first.requeued == lost
+    crash(play)
+    ask(play, 1, 2, 3)
+    assert play.answer == Retried(replace(first.submitted, repeated=True), lost)
+    assert len(play.states()) == 4
+
+
+@pytest.mark.parametrize("crash", [Playbook.restart, lambda _: None])
+def test_a_lost_task_is_requeued_once_by_one_request(
+    play: Playbook, crash: Callable[[Playbook], None]
+) -> None:
+    play.run(a_submission())
+    lose(play, N1)
+    ask(play, 1)
+    first = play.answer
+    crash(play)
+    ask(play, 1)
+    assert play.answer == first == Retried(None, (play.id(1),))
+    assert play.task(1).attempt == 1
+
+
+def test_what_a_repeated_request_gave_another_attempt_is_not_made_anew_once_it_ends(
+    play: Playbook,
+) -> None:
+    play.run(a_submission())
+    lose(play, N1)
+    ask(play, 1)
+    first = play.answer
+    assert play.place() == ["n2: start #1/2"]
+    play.hear(1, ENDED, node="n2", attempt=2, exit_=FAILED)
+    ask(play, 1)
+    assert play.answer == first
+    play.restart()
+    ask(play, 1)
+    assert play.answer == first
+    assert play.states() == ["failed"]
+
+
 def test_what_is_under_way_or_completed_is_not_tried_again(play: Playbook) -> None:
     play.run(a_submission())
     ask(play, 1)
@@ -280,7 +331,9 @@ def test_only_the_owner_and_operators_try_again_and_the_owner_stays_the_owner(
     ask(play, 1, user="bob")
     assert isinstance(play.refusal, Forbidden)
     source = play.kept.batches[play.task(1).batch]
-    play.tell(RetryAsked(OPERATOR, "retry-001", b"", source, (play.task(1),), ()))
+    ended = EndedTasks("retry-001")
+    ended.take([play.task(1)])
+    play.tell(RetryAsked(OPERATOR, "retry-001", b"", source, None, ended))
     play.place()
     assert play.task(2).owner == "ada"
     assert play.task(2).history[0].actor == OPERATOR.user

@@ -174,6 +174,7 @@ def test_many_are_answered_together_and_a_name_said_twice_counts_once(play: Play
 
 def test_at_most_a_hundred_refusals_are_named(play: Playbook) -> None:
     play.tell(SteerAsked(a_user(), Verb.KILL, tuple(map(TaskId, range(1, 1000)))))
+    play.finish()
     assert len(play.answer.refused) == 100
 
 

@@ -54,7 +54,7 @@ def test_a_waiting_task_is_explained_node_by_node() -> None:
     assert explained(play, 4) == Explanation(
         play.id(4),
         TaskState.QUEUED,
-        "waits for room: 2 of 3 nodes could hold it when idle",
+        "waits for room: 1 of 3 nodes could hold it when idle; n2 is out of service",
         ahead=2,
         nodes=(
             verdict("n1", "2 cores wanted, 1 of 4 free"),

@@ -510,7 +510,7 @@ class AtMostOnce(RuleBasedStateMachine):
             self.restart()  # nothing of it was committed
             return
         rest = self.ledger.take(actions)
-        if self.ledger.open.is_urgent:
+        if self.ledger.is_due:
             rest += self.commit()
         self.doing += rest if crash_after is None else rest[: crash_after - 1]
         if crash_after is not None:
@@ -534,6 +534,7 @@ class AtMostOnce(RuleBasedStateMachine):
 
     @rule()
     def write_what_was_put_off(self) -> None:
+        self.ledger.ripen()
         self.doing += self.commit()
 
     crashes = st.sampled_from([None, None, None, 0, 1, 2, 3])

@@ -51,7 +51,7 @@ def test_a_start_and_its_report_wait_for_their_order_to_be_on_the_disk(ledger: L
     record = a_record()
     order = an_order(record)
     assert ledger.take(order) == []
-    assert ledger.open.is_urgent
+    assert ledger.is_due
     assert not ledger.is_kept("1-1")
     bundle = ledger.close()
     assert list(bundle.puts) == ["1-1"]
@@ -60,20 +60,42 @@ def test_a_start_and_its_report_wait_for_their_order_to_be_on_the_disk(ledger: L
     assert ledger.is_kept("1-1")
 
 
-def test_an_end_is_told_at_once_and_written_with_what_comes_next(ledger: Ledger) -> None:
+def test_an_end_is_told_at_once_and_written_with_what_comes_when_it_is_ripe(
+    ledger: Ledger,
+) -> None:
     ended = a_record()
     assert ledger.take(an_end(ended)) == [SendReport(ended.report())]
-    assert not ledger.open.is_urgent
+    assert not ledger.is_due
     ledger.take(an_order(a_record(2)))
-    assert sorted(ledger.close().puts) == ["1-1", "2-1"]
+    assert sorted(ledger.close().puts) == ["2-1"]
+    ledger.finish()
+    ledger.ripen()
+    ledger.take(an_order(a_record(3)))
+    assert sorted(ledger.close().puts) == ["1-1", "3-1"]
+    ledger.finish()
+    assert not ledger.is_due
+    ledger.ripen()
+    assert not ledger.is_due, "there is nothing more"
+
+
+def test_what_is_written_again_at_once_is_not_written_again_later(ledger: Ledger) -> None:
+    first, second = a_record(), a_record()
+    ledger.take([Remember(first, later=True), Remember(second)])
+    ledger.take([Remember(second, later=True)])  # it will be written as it is then
+    ledger.ripen()
+    assert ledger.close().puts["1-1"] is second
+    assert ledger.later.is_empty
 
 
 def test_nothing_is_removed_before_the_disk_has_it_as_settled(ledger: Ledger) -> None:
     record = a_record()
     settling = a_settling(record)
     assert ledger.take(settling) == []
-    assert not ledger.open.is_urgent
+    ledger.take(an_order(a_record(2)))
     ledger.close()
+    assert settling[0] not in ledger.finish()
+    ledger.ripen()
+    assert list(ledger.close().puts) == ["1-1"]
     assert ledger.finish() == settling[:1]
 
 
@@ -138,11 +160,11 @@ def test_an_order_the_disk_does_not_take_is_let_go_of_for_a_new_link(
     assert ledger.withdraw() == ["2-1"]
     if under_way:
         assert ledger.finish() == []
-        assert list(ledger.open.voids) == ["2-1"]  # it may have been written
-        assert not ledger.open.is_empty
-    else:
-        assert list(ledger.close().puts) == ["1-1"]
-        assert ledger.finish() == []
+        assert list(ledger.later.voids) == ["2-1"]  # it may have been written
+    ledger.ripen()
+    bundle = ledger.close()
+    assert (list(bundle.puts), list(bundle.voids)) == (["1-1"], ["2-1"] if under_way else [])
+    assert ledger.finish() == []
     # Given again it is an order as any other.
     ledger.take(an_order(waiting))
     bundle = ledger.close()
@@ -169,6 +191,7 @@ def test_a_new_link_is_told_no_more_than_the_disk_has(ledger: Ledger) -> None:
 
 def test_what_is_forgotten_is_not_written(ledger: Ledger) -> None:
     ledger.take([Remember(a_record(), later=True), Forget("1-1")])
+    ledger.ripen()
     bundle = ledger.close()
     assert (bundle.puts, list(bundle.drops)) == ({}, ["1-1"])
     assert not bundle.is_empty

@@ -46,7 +46,7 @@ def test_a_request_is_the_spec_and_the_target_together() -> None:
         (Request(gpus=3), "3 GPUs wanted, 2 of 4 free, 1 out of service"),
         (Request(gpus=1, gpu_indices=(0,)), "GPU 0 is held by task 1"),
         (Request(gpus=1, gpu_indices=(3,)), "GPU 3 is out of service: fell off the bus"),
-        (Request(gpus=1, gpu_indices=(7,)), "GPU 7 wanted, the node has 4"),
+        (Request(gpus=1, gpu_indices=(7,)), "GPU 7 wanted, the node has GPUs 0 to 3"),
         (Request(cores=2, numa=0), "2 cores wanted, 1 of 4 free of NUMA node 0"),
         (Request(memory=3 * GIB, numa=0), "3 GiB memory wanted, 2 GiB of 8 GiB free"),
         (Request(numa=5), "NUMA node 5 wanted, this node has only 0, 1"),
@@ -152,3 +152,17 @@ def test_cores_fill_the_numa_node_they_fit_best_and_span_only_if_they_must() -> 
     assert choose_claim(Request(cores=2), books).cores == (6, 7)
     assert choose_claim(Request(cores=3), books).cores == (0, 1, 2)
     assert choose_claim(Request(cores=5), books).cores == (0, 1, 2, 3, 6)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "why"),
+    [
+        (0, "GPU 8 wanted, the node has no GPU"),
+        (1, "GPU 8 wanted, the node has only GPU 0"),
+        (2, "GPU 8 wanted, the node has GPUs 0 to 1"),
+    ],
+)
+def test_a_gpu_that_is_named_and_not_there_says_which_are(gpus: int, why: str) -> None:
+    books = Books()
+    books.refit(an_inventory(gpus=gpus))
+    assert shortages(Request(gpus=1, gpu_indices=(8,)), books) == [why]

@@ -7,7 +7,9 @@ from kohaku_daemon.core.placement.place import (
     can_take,
     candidates,
     choose_held,
+    could_take,
     rank,
+    reach_of,
     verdict,
 )
 from kohaku_daemon.core.placement.request import Request
@@ -126,3 +128,26 @@ def test_what_is_out_of_service_may_come_back() -> None:
         True,
         ("the node is draining", "1 GPU wanted, 0 of 1 free, 1 out of service"),
     )
+
+
+def test_what_is_beyond_the_reach_of_all_nodes_no_node_could_take() -> None:
+    sick = BackendInfo("docker", False, "no daemon")
+    sites = [
+        a_site("a", cores=8, labels={"zone": "x"}),
+        a_site("b", gpus=2, backends=(BackendInfo("process"), sick)),
+        a_site("c", cores=64, gpus=8, closed="the node is draining", labels={"zone": "y"}),
+    ]
+    reach = reach_of(sites)
+    requests = [
+        Request(cores=cores, memory=memory, gpus=gpus, labels=labels, backend=backend)
+        for cores in (0, 8, 9)
+        for memory in (0, 2**33, 2**34)
+        for gpus in (0, 2, 3)
+        for labels in ((), (("zone", "x"),), (("zone", "y"),))
+        for backend in ("", "process", "docker", "qemu")
+    ]
+    beyond = [request for request in requests if not reach.covers(request)]
+    assert not any(could_take(request, site) for request in beyond for site in sites)
+    assert any(could_take(request, site) for request in requests for site in sites)
+    assert Request(cores=9) in beyond
+    assert Request(labels=(("zone", "y"),)) in beyond

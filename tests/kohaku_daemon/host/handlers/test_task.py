@@ -141,7 +141,7 @@ async def test_a_wait_that_is_held_too_long_says_how_many_are_left(host: Running
     async with linked_runner(host) as runner, await host.connect() as admin:
         batch = await submit(admin, 3)
         await end_next(runner)
-        for hold_s in (0.05, 0.0, -5.0):
+        for hold_s in (0.05, 0.0):
             question = WaitTasks(batch=batch.batch, hold_s=hold_s)
             assert await admin.call(TASK_WAIT, question) == WaitResult(done=False, left=2)
 
@@ -255,7 +255,7 @@ async def test_rows_are_brief_and_pages_go_to_the_end(host: RunningHost) -> None
         found: list[TaskId] = []
         before, more = None, True
         while more:
-            page = await admin.call(TASK_LIST, ListTasks(before=before, limit=10_000))
+            page = await admin.call(TASK_LIST, ListTasks(before=before, limit=500))
             assert {
                 (task.spec.env == {}, len(task.spec.command[1]) < 300) for task in page.tasks
             } == {(True, True)}
