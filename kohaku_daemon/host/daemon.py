@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import resource
@@ -152,9 +153,11 @@ async def _serve(
         )
     except OSError as error:
         await runner.cleanup()
+        hint = "give an address of this machine: --listen ADDRESS:PORT"
+        if error.errno == errno.EADDRINUSE:
+            hint = "stop what uses it, or choose another port: --listen ADDRESS:PORT"
         raise Unavailable(
-            f"cannot listen on {config.listen}:{config.port}: {error.strerror}",
-            hint="stop what uses it, or choose another port: --listen ADDRESS:PORT",
+            f"cannot listen on {config.listen}:{config.port}: {error.strerror}", hint=hint
         ) from error
     async with asyncio.TaskGroup() as jobs:
         jobs.create_task(parts.loop.run(), name="commit")

@@ -45,9 +45,9 @@ from kohaku_daemon.core.cluster.records import (
 )
 from kohaku_daemon.host.meters import Meters
 from kohaku_daemon.host.subscriptions import TaskChange
-from kohaku_daemon.host.writer import Writer
 from kohaku_daemon.store.documents import Documents
 from kohaku_daemon.store.tasks import Group, TaskStore, batch_row, task_row
+from kohaku_daemon.writer import Writer
 from protocol.errors import Unavailable
 from protocol.ids import NodeName, TaskId
 from protocol.messages.runner import Order
@@ -195,7 +195,7 @@ class HostLoop:
         #: Those who wait in ``read``.
         self._readers: set[_Read] = set()
         #: One thread: commits are one after the other, and SQLite is used by one at a time.
-        self._writer = Writer()
+        self._writer = Writer("commit")
         #: Those who wait for an answer and are not patient.
         self._impatient: set[asyncio.Future[object]] = set()
         #: Those whose answers come when long work is done, by the number these will have.

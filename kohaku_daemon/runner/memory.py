@@ -9,9 +9,6 @@ row with those that were settled together: 10,000 of them are kept, and each is 
 
 from __future__ import annotations
 
-import asyncio
-import queue
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -21,17 +18,14 @@ import msgspec
 
 from kohaku_daemon.core.node.records import LaunchRecord
 from kohaku_daemon.store.vault import Vault
+from kohaku_daemon.writer import OnDone, Writer
 from protocol.errors import Unsupported
 
 T = TypeVar("T")
 
-#: Told how a write went: None, or why it failed.
-OnDone = Callable[[BaseException | None], None]
-
 _LAUNCH: Final = "launch/"
 _FENCES: Final = "fences/"
 _IDENTITY: Final = "identity"
-
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -53,7 +47,7 @@ class Memory:
 
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
-        self._writer = _Writer()
+        self._writer = Writer("vault")
         #: Known once the vault has been read.
         self._fences: _FenceRows | None = None
 
@@ -94,10 +88,8 @@ class Memory:
         Raises:
             Unavailable: The disk is full or failed.
         """
-        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        put = partial(self._vault.write, {_IDENTITY: msgspec.msgpack.encode(identity)})
-        self._writer.put(put, partial(_settle, written))
-        await written
+        row = {_IDENTITY: msgspec.msgpack.encode(identity)}
+        await self._writer.run(partial(self._vault.write, row))
 
     def keep_launches(
         self,
@@ -150,58 +142,6 @@ class Memory:
         if error is None and self._fences is not None:
             self._fences.apply(change)
         on_done(error)
-
-
-class _Writer:
-    """A thread that does one thing after the other, and tells the event loop of each.
-
-    A thread of its own: in the shared pool a commit could wait for a disk that hangs. By hand:
-    an executor's two futures cost the event loop a third round and 60 us for each commit.
-    """
-
-    def __init__(self) -> None:
-        self._works: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    def put(self, act: Callable[[], None], on_done: OnDone) -> None:
-        """Have something done, and be told on the event loop: None, or what it raised."""
-        if self._thread is None:
-            # A daemon: whoever fails before it closes this shall end all the same.
-            self._thread = threading.Thread(target=self._run, name="vault", daemon=True)
-            self._thread.start()
-        self._works.put(_Work(act, on_done, asyncio.get_running_loop()))
-
-    def close(self) -> None:
-        """Do what is left and end."""
-        if self._thread is not None:
-            self._works.put(None)
-            self._thread.join()
-            self._thread = None
-
-    def _run(self) -> None:
-        while (work := self._works.get()) is not None:
-            error: BaseException | None = None
-            try:
-                work.act()
-            except BaseException as reason:  # whatever it was: somebody waits to hear of it
-                error = reason
-            if not work.loop.is_closed():
-                work.loop.call_soon_threadsafe(work.on_done, error)
-
-
-class _Work(NamedTuple):
-    act: Callable[[], None]
-    on_done: OnDone
-    loop: asyncio.AbstractEventLoop
-
-
-def _settle(waiting: asyncio.Future[None], error: BaseException | None) -> None:
-    if waiting.done():
-        return
-    if error is None:
-        waiting.set_result(None)
-    else:
-        waiting.set_exception(error)
 
 
 class _FenceChange(NamedTuple):

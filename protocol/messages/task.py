@@ -59,7 +59,8 @@ class RetryTask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     made anew: the same spec and place in its batch, under a new id in a new batch.
     """
 
-    #: As of a submission: the same one again gives the same tasks.
+    #: As of a submission: the same one again gives the same tasks, and takes up what has been
+    #: lost meanwhile.
     request_id: str
     task: NamedTask | None = None
     batch: NamedBatch | None = None
@@ -144,7 +145,11 @@ class WaitResult(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class SteerTasks(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Kill, pause or resume tasks: named ones, or all of a batch. At most 1000 names."""
+    """Kill, pause or resume tasks: named ones, or all of a batch. At most 1000 names.
+
+    If the host is stopped meanwhile, a part of a large batch may be done; the same again does
+    the rest.
+    """
 
     tasks: tuple[NamedTask, ...] = ()
     batch: NamedBatch | None = None

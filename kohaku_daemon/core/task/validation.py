@@ -61,7 +61,7 @@ def check_submission(request: SubmitTask) -> None:
     _check_spec(request.spec)
     _check_order(request)
     _check_rows(request.rows, request.spec.env)
-    for target in request.targets:
+    for target in dict.fromkeys(request.targets):  # many tasks, and few nodes
         _check_target(target, request.spec)
 
 

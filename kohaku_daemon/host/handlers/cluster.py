@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from msgspec.structs import replace
 
 import kohaku_daemon
@@ -13,8 +11,6 @@ from kohaku_daemon.host.handlers.rows import fit
 from kohaku_daemon.host.parts import Call
 from protocol.messages.cluster import Event, EventPage, GetStatus, ListEvents, Status
 from protocol.messages.hello import Identity, WhoAmI
-
-_LARGEST_PAGE: Final = 500
 
 
 async def whoami(call: Call, params: WhoAmI) -> Identity:
@@ -46,10 +42,9 @@ async def status(call: Call, params: GetStatus) -> Status:
 
 async def list_events(call: Call, params: ListEvents) -> EventPage:
     """Give a page of the diary."""
-    limit = min(max(params.limit, 1), _LARGEST_PAGE)
     await call.parts.loop.settled()
-    records = call.parts.store.events(before=params.before, limit=limit + 1)
-    events = [show_event(record) for record in records[:limit]]
+    records = call.parts.store.events(before=params.before, limit=params.limit + 1)
+    events = [show_event(record) for record in records[: params.limit]]
     count = fit(events)
     return EventPage(tuple(events[:count]), more=count < len(records))
 

@@ -52,9 +52,7 @@ from protocol.messages.task import (
 )
 from protocol.models.task import Explanation, TaskState
 
-_LARGEST_PAGE: Final = 500
 _MOST_NAMES: Final = 1000
-_LONGEST_HOLD_S: Final = 60.0
 #: How often what has just ended is looked up again, until the store knows of its end.
 _LOOKS: Final = 5
 #: Ended tasks that are read in one go, some 2 ms: a batch may have 100,000.
@@ -141,7 +139,7 @@ async def _known_states(parts: Parts, after: tuple[int, ...]) -> dict[int, TaskS
 
 async def list_tasks(call: Call, params: ListTasks) -> TaskPage:
     """Give a page of tasks."""
-    limit = min(max(params.limit, 1), _LARGEST_PAGE)
+    limit = params.limit
     await call.parts.loop.settled()
     records = call.parts.store.page(
         states=params.states,
@@ -185,14 +183,13 @@ async def wait(call: Call, params: WaitTasks) -> WaitResult:
     ids = await _named(call, params.tasks, params.batch)
     if params.batch is not None:
         await _made_whole(parts, params.batch)
-    hold_s = min(max(params.hold_s, 0.0), _LONGEST_HOLD_S)
     if params.batch is None:
         await _check_known(parts, [task for task in ids if task not in parts.state.tasks])
     live = (task for task in ids if _is_awaited(parts, task))
     if params.batch is None:
-        left = await parts.waiting.wait(live, hold_s)
+        left = await parts.waiting.wait(live, params.hold_s)
     else:
-        left = await parts.waiting.wait_batch(params.batch, live, hold_s)
+        left = await parts.waiting.wait_batch(params.batch, live, params.hold_s)
     if not left:
         await parts.loop.settled()
         if parts.loop.trouble:  # it began meanwhile: what is over is not stored, ask again
@@ -227,7 +224,7 @@ async def logs(call: Call, params: OpenLogs) -> Ticket:
 
 async def list_batches(call: Call, params: ListBatches) -> BatchPage:
     """Give a page of batches."""
-    limit = min(max(params.limit, 1), _LARGEST_PAGE)
+    limit = params.limit
     await call.parts.loop.settled()
     batches = call.parts.store.batch_page(owner=params.owner, before=params.before, limit=limit + 1)
     count = min(fit(batches), limit)

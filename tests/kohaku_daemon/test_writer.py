@@ -5,11 +5,11 @@ import threading
 
 import pytest
 
-from kohaku_daemon.host.writer import Writer
+from kohaku_daemon.writer import Writer
 
 
 async def test_work_is_done_in_order_in_one_other_thread() -> None:
-    writer, done = Writer(), list[int]()
+    writer, done = Writer("commit"), list[int]()
     threads = set[int]()
 
     def work(number: int) -> None:
@@ -24,7 +24,7 @@ async def test_work_is_done_in_order_in_one_other_thread() -> None:
 
 
 async def test_an_error_is_told_and_the_next_work_is_done() -> None:
-    writer, done = Writer(), list[int]()
+    writer, done = Writer("commit"), list[int]()
 
     def fail() -> None:
         raise OSError("the disk is gone")
@@ -37,7 +37,7 @@ async def test_an_error_is_told_and_the_next_work_is_done() -> None:
 
 
 async def test_who_stops_waiting_does_not_stop_the_work() -> None:
-    writer, free, done = Writer(), threading.Event(), list[int]()
+    writer, free, done = Writer("commit"), threading.Event(), list[int]()
 
     def slow() -> None:
         assert free.wait(10)
@@ -55,7 +55,7 @@ async def test_who_stops_waiting_does_not_stop_the_work() -> None:
 
 
 async def test_closing_waits_for_what_is_under_way() -> None:
-    writer, done = Writer(), list[int]()
+    writer, done = Writer("commit"), list[int]()
     waiting = asyncio.ensure_future(writer.run(lambda: done.append(1)))
     await asyncio.sleep(0)
     writer.close()
@@ -64,4 +64,4 @@ async def test_closing_waits_for_what_is_under_way() -> None:
 
 
 async def test_one_that_never_worked_can_be_closed() -> None:
-    Writer().close()
+    Writer("commit").close()
