@@ -206,6 +206,9 @@ class Served:
             _log.debug("connection closed: %s", ended, extra={"address": self.address})
         finally:
             await self._end_jobs()
+            if (error := self._socket.exception()) is not None:
+                # They hold frames that hold the socket, which holds it.
+                error.__traceback__ = error.__context__ = None
         return self._socket
 
     async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:

@@ -67,7 +67,7 @@ class Carrier:
         holds_back: bool,
         abort: Callable[[], None] | None = None,
         in_steps: Callable[[Coroutine[Any, Any, None]], Coroutine[Any, Any, None]] | None = None,
-        is_eager: Callable[[], bool] = lambda: False,
+        is_eager: Callable[[], bool] | None = None,
         send_now: Callable[[list[bytes]], bool] | None = None,
     ) -> None:
         """``holds_back``: read no more while the peer does not read.
@@ -85,7 +85,7 @@ class Carrier:
         self._holds_back = holds_back
         self._abort = abort
         self._in_steps = in_steps
-        self._is_eager = is_eager
+        self._is_eager = is_eager or _is_not
         self._send_now = send_now
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[Ended] = self._loop.create_future()
@@ -163,7 +163,18 @@ class Carrier:
                     writer.cancel()
         finally:
             reading.close()  # it may never have begun; else it is over
+            self._let_go()
         return ended
+
+    def _let_go(self) -> None:
+        """Let go of whoever made us, and holds us.
+
+        What holds itself in a circle is freed by the garbage collector only, which may come
+        late to what is large and was there for long: megabytes of what nobody has read.
+        """
+        self._on_event = _drop
+        self._abort = self._in_steps = self._send_now = None
+        self._is_eager = _is_not
 
     async def _read(self) -> None:
         left, busy_s = TURN, 0.0
@@ -306,3 +317,11 @@ def _spoken(code: int) -> int:
 def _fit(reason: str) -> bytes:
     """Cut a reason to what a close frame holds: 123 bytes of UTF-8 (RFC 6455 section 5.5)."""
     return reason.encode()[:120].decode("utf-8", "ignore").encode()
+
+
+def _drop(event: SessionEvent) -> None:
+    pass
+
+
+def _is_not() -> bool:
+    return False

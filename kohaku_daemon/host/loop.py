@@ -229,7 +229,12 @@ class HostLoop:
         if refusal is not None:
             if audit is not None:
                 self.audit(audit, outcome=refusal.error.code)
-            raise refusal.error
+            try:
+                raise refusal.error
+            finally:
+                # Its traceback holds this frame. Held by it in turn, all that was asked would
+                # stay until the garbage collector comes, and it may be large.
+                del refusal
         if audit is not None:
             self.audit(audit)
         if patient:
@@ -251,7 +256,10 @@ class HostLoop:
         refusal = self._handle(event, answer)
         self._wake.set()
         if refusal is not None:
-            raise refusal.error
+            try:
+                raise refusal.error
+            finally:
+                del refusal  # as above
 
     def tell(self, event: ClusterEvent) -> None:
         """Handle something that happened and that nobody waits for."""

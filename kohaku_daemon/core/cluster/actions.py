@@ -4,7 +4,8 @@ The shell first commits every ``Save...`` and document change that came together
 then carries out the rest: nothing is answered, ordered or announced that a crash could undo.
 
 There are several for each task, so they are structs: five times as quick to make as frozen
-dataclasses, and nothing for the garbage collector to walk (they are never part of a cycle).
+dataclasses, and nothing for the garbage collector to walk, as they are never part of a cycle.
+But for ``Refuse``: an error holds the frames that it passes, and these hold what they refused.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class AnswerLater(msgspec.Struct, frozen=True, gc=False):
     number: int
 
 
-class Refuse(msgspec.Struct, frozen=True, gc=False):
+class Refuse(msgspec.Struct, frozen=True):
     """Answer the request that was handled with an error."""
 
     error: KohakuError

@@ -119,7 +119,8 @@ class ClusterEngine:
         try:
             self._dispatch(event)
         except KohakuError as error:
-            return [Refuse(error)]
+            # An answer, and no failure: the frames it passed hold what was asked for nobody.
+            return [Refuse(error.with_traceback(None))]
         self._moves.follow_up()
         return self._scribe.out
 

@@ -7,8 +7,10 @@ writes down what it is told.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
+import weakref
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,6 +184,22 @@ async def test_a_refusal_is_told_at_once_and_is_kept_in_the_audit_log(rig: Rig) 
     await rig.loop.settled()
     audits = [audit for group in rig.store.groups for audit in group.audits]
     assert audits == [replace(AUDIT, outcome="not_found"), AUDIT]
+
+
+async def test_what_was_refused_is_let_go_of_without_the_garbage_collector(rig: Rig) -> None:
+    async def ask() -> weakref.ref[NotFound]:
+        try:
+            await rig.loop.ask(DrainAsked(OPERATOR, "n9", draining=True))
+        except NotFound as error:
+            return weakref.ref(error)
+        raise AssertionError("it was not refused")
+
+    gc.disable()
+    try:
+        refs = [await ask() for _ in range(3)]
+        assert [ref() for ref in refs] == [None] * 3
+    finally:
+        gc.enable()
 
 
 async def test_a_repeated_submission_is_answered_only_once_the_first_is_committed(
