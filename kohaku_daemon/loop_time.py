@@ -198,6 +198,7 @@ class LoopTime:
                 result: T = done.value
                 return result
             finally:
+                del step  # what it throws holds this frame, which must not hold it
                 self.pay(purse, thread_time() - spent_before, began, perf_counter())
                 if waited:
                     self.leave()

@@ -59,8 +59,9 @@ def serve(work: Work, *, data: Path, name: str, publishes_url: bool = False) -> 
             gc.freeze()
             # A daemon makes much that lives on (the records of a batch) and few cycles, so the
             # old are looked at seldom. The young are looked at as often as Python does about,
-            # for nothing else runs meanwhile: 20,000 of them were measured at 5 to 20 ms.
-            gc.set_threshold(2_000, 4, 2_500)
+            # for nothing else runs meanwhile: 20,000 of them were measured at 5 to 20 ms. Not
+            # never: of each connection that ends, asyncio's transport holds itself in a circle.
+            gc.set_threshold(2_000, 4, 100)
             if url is not None:
                 url.write(address)
             notify_systemd("READY=1")
