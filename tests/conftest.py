@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+# Here, once: imported by two modules they would be two engines.
+from tests.support.docker_fixtures import dockerd, start_dockerds  # noqa: F401
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let whoever runs the tests choose how many worlds are simulated, or which."""
