@@ -14,6 +14,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
+from contextlib import AbstractAsyncContextManager, contextmanager
 from types import TracebackType
 from typing import Any, Final, TypeVar, Unpack, cast
 
@@ -21,12 +22,15 @@ from protocol import client
 from protocol.client import PATIENCE_S, SubmitOptions, TaskFilter, Tasks
 from protocol.errors import Unavailable
 from protocol.messages.cluster import Event, Status, Topic, Update
+from protocol.messages.environment import ShellEnd, ShellOutput
 from protocol.messages.hello import Welcome
 from protocol.messages.stream import LogChunk, LogEnd, Source
 from protocol.messages.task import Retried, SteerResult, Submitted
 from protocol.methods import Method, P, R
+from protocol.models.environment import Environment
 from protocol.models.node import Node
 from protocol.models.task import Explanation, Task, TaskSpec
+from protocol.shell import Shell
 
 T = TypeVar("T")
 
@@ -141,6 +145,14 @@ class BlockingCluster:
         """Give all nodes, by name."""
         return self._run(self._open_cluster.nodes())
 
+    def environments(self) -> tuple[Environment, ...]:
+        """Give all environments, by name."""
+        return self._run(self._open_cluster.environments())
+
+    def environment(self, name: str) -> Environment:
+        """Give one environment, with where its newest version is."""
+        return self._run(self._open_cluster.environment(name))
+
     def status(self) -> Status:
         """Give the cluster at a glance."""
         return self._run(self._open_cluster.status())
@@ -185,6 +197,27 @@ class BlockingCluster:
             )
         )
 
+    @contextmanager
+    def shell(
+        self,
+        environment: str,
+        command: Sequence[str] = (),
+        *,
+        terminal: bool = False,
+        columns: int = 80,
+        rows: int = 24,
+    ) -> Iterator[BlockingShell]:
+        """Run a command in an environment; see ``Cluster.shell``."""
+        entering = self._open_cluster.shell(
+            environment, command, terminal=terminal, columns=columns, rows=rows
+        )
+        running = self._run(entering.__aenter__())
+        try:
+            yield BlockingShell(self._run, running)
+        finally:
+            if self._thread is not None:
+                self._run(_leave(entering))
+
     @property
     def _open_cluster(self) -> client.Cluster:
         if self._thread is None or self._cluster is None:
@@ -209,6 +242,31 @@ class BlockingCluster:
         finally:
             if self._thread is not None:
                 self._run(_close(items, turn))
+
+
+class BlockingShell:
+    """``shell.Shell``, each of whose methods is waited for."""
+
+    def __init__(self, run: Callable[[Coroutine[Any, Any, Any]], Any], shell: Shell) -> None:
+        """Not for use: ``BlockingCluster.shell`` makes one."""
+        self._run = run
+        self._shell = shell
+
+    def __iter__(self) -> Iterator[ShellOutput | ShellEnd]:
+        while (said := self._run(_said_next(self._shell))) is not _STOP:
+            yield said
+
+    def type(self, data: bytes) -> None:
+        """Type something; see ``Shell.type``."""
+        self._run(self._shell.type(data))
+
+    def end_input(self) -> None:
+        """Say that nothing more will be typed."""
+        self._run(self._shell.end_input())
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Say that the terminal has another size."""
+        self._run(self._shell.resize(columns, rows))
 
 
 class _LoopThread:
@@ -250,6 +308,17 @@ async def _next_of(items: AsyncGenerator[T, None], turn: asyncio.Lock) -> T | ob
     # StopAsyncIteration cannot pass through a future.
     async with turn:
         return await anext(items, _STOP)
+
+
+async def _said_next(shell: Shell) -> ShellOutput | ShellEnd | object:
+    try:
+        return await anext(shell)
+    except StopAsyncIteration:  # cannot pass through a future
+        return _STOP
+
+
+async def _leave(entered: AbstractAsyncContextManager[Shell]) -> None:
+    await entered.__aexit__(None, None, None)
 
 
 async def _close(items: AsyncGenerator[T, None], turn: asyncio.Lock) -> None:

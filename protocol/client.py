@@ -15,8 +15,8 @@ import asyncio
 import os
 import random
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from types import TracebackType
 from typing import Any, Final, TypedDict, Unpack
 
@@ -29,6 +29,7 @@ from protocol.errors import BadRequest, Conflict, TimedOut, Unavailable
 from protocol.framing import decode_answer
 from protocol.ids import BatchId, TaskId
 from protocol.messages.cluster import Event, GetStatus, ListEvents, Status, Topic, Update, Watch
+from protocol.messages.environment import ListEnvironments, OneEnvironment, OpenShell
 from protocol.messages.hello import Welcome
 from protocol.messages.node import ListNodes
 from protocol.messages.stream import LogChunk, LogEnd, LogItem, OpenLogs, Source
@@ -44,6 +45,9 @@ from protocol.messages.task import (
     WaitTasks,
 )
 from protocol.methods import (
+    ENVIRONMENT_LIST,
+    ENVIRONMENT_SHELL,
+    ENVIRONMENT_SHOW,
     EVENT_LIST,
     NODE_LIST,
     STATUS,
@@ -62,9 +66,11 @@ from protocol.methods import (
     P,
     R,
 )
+from protocol.models.environment import Environment
 from protocol.models.node import Node
 from protocol.models.target import Target, parse_target
 from protocol.models.task import Explanation, Task, TaskSpec, TaskState
+from protocol.shell import Shell
 from protocol.units import parse_duration, parse_size
 
 __all__ = [
@@ -337,6 +343,24 @@ class Cluster:
             found += page.nodes
         return found
 
+    async def environments(self) -> tuple[Environment, ...]:
+        """Give all environments, by name."""
+        page = await self.call(ENVIRONMENT_LIST, ListEnvironments())
+        found = page.environments
+        while page.more and page.environments:
+            after = page.environments[-1].name
+            page = await self.call(ENVIRONMENT_LIST, ListEnvironments(after=after))
+            found += page.environments
+        return found
+
+    async def environment(self, name: str) -> Environment:
+        """Give one environment, with where its newest version is.
+
+        Raises:
+            NotFound: There is none.
+        """
+        return (await self.call(ENVIRONMENT_SHOW, OneEnvironment(name))).environment
+
     async def status(self) -> Status:
         """Give the cluster at a glance."""
         return await self.call(STATUS, GetStatus())
@@ -450,6 +474,35 @@ class Cluster:
                     raise
                 reason = lost
             await patience.pause(reason)
+
+    @asynccontextmanager
+    async def shell(
+        self,
+        environment: str,
+        command: Sequence[str] = (),
+        *,
+        terminal: bool = False,
+        columns: int = 80,
+        rows: int = 24,
+    ) -> AsyncIterator[Shell]:
+        """Run a command in an environment, on the host machine; without one a shell.
+
+        It ends with the block, and with a connection that breaks: it is not gone on with.
+
+        Raises:
+            NotFound, Conflict, Unavailable: It cannot be entered.
+        """
+        wanted = OpenShell(
+            environment=environment,
+            command=tuple(command),
+            terminal=terminal,
+            columns=columns,
+            rows=rows,
+        )
+        ticket = await self.call(ENVIRONMENT_SHELL, wanted)
+        connection = await self._connected(_Patience(self._patience_s))
+        async with await connection.open_data(ticket.path, ticket.ticket) as data:
+            yield Shell(data)
 
     # -- Inside -----------------------------------------------------------------------
 

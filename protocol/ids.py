@@ -56,3 +56,17 @@ def parse_node_name(text: str) -> NodeName:
             hint="use 1 to 63 lower-case letters, digits and inner hyphens",
         )
     return NodeName(text)
+
+
+def parse_environment_name(text: str) -> str:
+    """Check an environment's name: as a node's, so that it can be part of an image's name.
+
+    Raises:
+        BadRequest: The text cannot be an environment's name.
+    """
+    if not _NODE_NAME.fullmatch(text):
+        raise BadRequest(
+            f"{text[:100]!r} cannot be an environment's name",
+            hint="use 1 to 63 lower-case letters, digits and inner hyphens",
+        )
+    return text

@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from protocol.messages import cluster, hello, node, runner, stream, task
+from protocol.messages import cluster, environment, hello, node, runner, stream, task
 from protocol.models.access import Role
 from protocol.models.node import Readings
 
@@ -127,6 +127,48 @@ NODE_JOIN_TOKEN: Final = Method(
     least=Role.ADMIN, audited=True,
 )  # fmt: skip
 
+ENVIRONMENT_LIST: Final = Method(
+    "environment.list", environment.ListEnvironments, environment.EnvironmentList,
+    "A page of environments.",
+)  # fmt: skip
+ENVIRONMENT_SHOW: Final = Method(
+    "environment.show", environment.OneEnvironment, environment.EnvironmentResult,
+    "One environment: its versions, and the nodes that have the newest.",
+)  # fmt: skip
+ENVIRONMENT_CREATE: Final = Method(
+    "environment.create", environment.CreateEnvironment, environment.EnvironmentResult,
+    "Begin to make an environment on the host machine.", least=Role.OPERATOR, audited=True,
+)  # fmt: skip
+ENVIRONMENT_PACK: Final = Method(
+    "environment.pack", environment.OneEnvironment, environment.EnvironmentResult,
+    "Begin to pack an environment as it is now, as a new version.",
+    least=Role.OPERATOR, audited=True,
+)  # fmt: skip
+ENVIRONMENT_PULL: Final = Method(
+    "environment.pull", environment.PullEnvironment, environment.Pulling,
+    "Bring the newest version to nodes ahead of tasks.", least=Role.OPERATOR, audited=True,
+)  # fmt: skip
+ENVIRONMENT_SHELL: Final = Method(
+    "environment.shell", environment.OpenShell, stream.Ticket,
+    "A ticket to run a command in an environment.", least=Role.OPERATOR, audited=True,
+)  # fmt: skip
+ENVIRONMENT_DELETE: Final = Method(
+    "environment.delete", environment.OneEnvironment, environment.EnvironmentResult,
+    "Remove an environment and all its versions.", least=Role.OPERATOR, audited=True,
+)  # fmt: skip
+REGISTRY_LIST: Final = Method(
+    "registry.list", environment.ListRegistries, environment.RegistryList,
+    "The registries the cluster has a name at.", least=Role.OPERATOR,
+)  # fmt: skip
+REGISTRY_SET: Final = Method(
+    "registry.set", environment.SetRegistry, environment.RegistryList,
+    "Have nodes pull from a registry under a name.", least=Role.OPERATOR, audited=True,
+)  # fmt: skip
+REGISTRY_REMOVE: Final = Method(
+    "registry.remove", environment.OneRegistry, environment.RegistryList,
+    "Have nodes pull from a registry as strangers again.", least=Role.OPERATOR, audited=True,
+)  # fmt: skip
+
 RUNNER_JOIN: Final = Method(
     "runner.join", runner.Join, runner.Joined, "Become a node, with a join token.",
     least=Role.ANONY, door=Door.RUNNER, audited=True,
@@ -146,6 +188,10 @@ RUNNER_REPORT: Final = Method(
 RUNNER_HEARTBEAT: Final = Method(
     "runner.heartbeat", Readings, runner.HeartbeatTaken, "The node's readings.", door=Door.RUNNER
 )
+RUNNER_PIN_IMAGE: Final = Method(
+    "runner.pin_image", runner.PinImage, runner.PinnedImage,
+    "Which image a batch runs, and whom to pull it as.", door=Door.RUNNER,
+)  # fmt: skip
 
 _ALL: Final = tuple(entry for entry in list(globals().values()) if isinstance(entry, Method))
 

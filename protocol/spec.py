@@ -17,6 +17,7 @@ from typing import Any, Final, get_args, get_origin, get_type_hints
 import msgspec
 
 from protocol.errors import CODES, ErrorBody
+from protocol.messages.environment import ShellSaid, ShellSent
 from protocol.messages.stream import LogChunk, LogEnd
 from protocol.methods import METHODS, Door, StreamingMethod
 from protocol.session import CloseCode
@@ -154,7 +155,7 @@ def _link(kind: type[Any]) -> str:
 def reachable() -> list[type[Any]]:
     """Give every struct and enum that the table leads to, by name."""
     found: dict[str, type[Any]] = {}
-    waiting: list[Any] = [ErrorBody, LogChunk, LogEnd]
+    waiting: list[Any] = [ErrorBody, LogChunk, LogEnd, ShellSent, ShellSaid]
     for method in METHODS.values():
         waiting += [method.params, method.result]
         waiting += [method.item] if isinstance(method, StreamingMethod) else []

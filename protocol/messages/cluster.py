@@ -9,6 +9,7 @@ import msgspec
 
 from protocol.ids import NamedBatch, NamedTask, TaskId
 from protocol.messages.page import PageLimit
+from protocol.models.environment import Environment
 from protocol.models.node import Claimed, Node
 from protocol.models.task import Task
 
@@ -70,6 +71,8 @@ class Topic(StrEnum):
     #: Readings of nodes, as often as their runners send them; a slow reader gets the newest.
     READINGS = "readings"
     EVENTS = "events"
+    #: What is made, packed and removed, and how far that is.
+    ENVIRONMENTS = "environments"
 
 
 class Watch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -106,6 +109,9 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     events: tuple[Event, ...] = ()
     #: Names of nodes that are no more.
     gone_nodes: tuple[str, ...] = ()
+    environments: tuple[Environment, ...] = ()
+    #: Names of environments that are no more.
+    gone_environments: tuple[str, ...] = ()
 
 
 class WatchEnded(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ import msgspec
 
 from protocol.ids import BatchId, NamedTask, NodeName
 from protocol.messages.stream import OpenLogs
+from protocol.models.environment import Credential, WantedImage
 from protocol.models.node import Inventory
 from protocol.models.task import Claim, Exit, TaskSpec
 
@@ -94,6 +95,13 @@ class OrderStart(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     size: int = 1
     spec: TaskSpec
     claim: Claim = Claim()
+    #: None for what the node itself is.
+    image: WantedImage | None = None
+    #: Who submitted it is an operator: privileged containers and other mounts may be had.
+    trusted: bool = False
+    #: Host names of the machines of its batch by index, as far as they are known: of gangs, and
+    #: of batches whose targets name them. Empty if none is.
+    hosts: tuple[str, ...] = ()
 
 
 class OrderKill(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="kill"):
@@ -126,7 +134,13 @@ class OrderStream(msgspec.Struct, frozen=True, kw_only=True, tag="stream"):
     logs: OpenLogs
 
 
-Order = OrderStart | OrderKill | OrderPause | OrderResume | OrderStream
+class OrderPull(msgspec.Struct, frozen=True, kw_only=True, tag="pull"):
+    """Bring an environment to the node ahead of the tasks that will want it."""
+
+    image: WantedImage
+
+
+Order = OrderStart | OrderKill | OrderPause | OrderResume | OrderStream | OrderPull
 
 
 class Orders(msgspec.Struct, frozen=True):
@@ -147,6 +161,28 @@ class Report(msgspec.Struct, frozen=True):
 
 class Reported(msgspec.Struct, frozen=True):
     """The host has them for good; the runner may forget them."""
+
+
+class PinImage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Ask which image a batch runs that was named by its reference, and with whose name to pull.
+
+    Asked first without a digest; who is told none finds it out and asks again with it. The
+    first one counts, so that all of a batch runs the same image.
+    """
+
+    batch: BatchId
+    reference: str
+    #: ``sha256:...`` as the registry says now.
+    digest: str = ""
+
+
+class PinnedImage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a batch runs."""
+
+    #: Empty if nobody has said yet.
+    digest: str = ""
+    #: None if the registry is to be asked as a stranger.
+    credential: Credential | None = None
 
 
 class HeartbeatTaken(msgspec.Struct, frozen=True):

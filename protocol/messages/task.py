@@ -78,7 +78,8 @@ class Retried(msgspec.Struct, frozen=True, omit_defaults=True):
 class ListTasks(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A page of tasks, newest first.
 
-    Rows leave out ``spec.env`` and cut commands to 256 characters; ``task.show`` has all.
+    Rows leave out ``spec.env`` and ``spec.mounts`` and cut commands to 256 characters;
+    ``task.show`` has all.
     """
 
     #: Only these states; empty for all.
@@ -90,13 +91,16 @@ class ListTasks(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     before: NamedTask | None = None
     #: 1 to 500.
     limit: PageLimit = 100
+    #: Only tasks with a larger id, and the oldest first: 0, then the last id of the page before.
+    #: So a batch is read in the order of its tasks.
+    after: NamedTask | None = None
 
 
 class TaskPage(msgspec.Struct, frozen=True, omit_defaults=True):
     """A page of tasks."""
 
     tasks: tuple[Task, ...]
-    #: There are older ones.
+    #: There are older ones, or newer ones if these were asked for.
     more: bool = False
 
 

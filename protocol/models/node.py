@@ -7,6 +7,7 @@ from enum import StrEnum
 import msgspec
 
 from protocol.ids import NodeName, TaskId
+from protocol.models.environment import ImageReading
 
 
 class NodeState(StrEnum):
@@ -43,6 +44,24 @@ class Gpu(msgspec.Struct, frozen=True, omit_defaults=True):
     bus: str = ""
     #: NUMA node it is attached to, if the kernel knows.
     numa: int | None = None
+    #: Divided into MIG instances, which are claimed in its place and listed like GPUs.
+    divided: bool = False
+    #: UUID of the GPU that this is a MIG instance of; empty for a whole GPU. Then ``index`` is
+    #: ``mig_index`` of the instance's place on that GPU.
+    parent: str = ""
+
+
+def mig_index(parent: int, place: int) -> int:
+    """Give the index of a MIG instance: 100 for the first of GPU 0, 203 for the fourth of GPU 1.
+
+    It follows from the GPU's own, so that dividing one GPU anew renumbers no other's instances.
+    """
+    return 100 * (parent + 1) + place
+
+
+def mig_place(gpu: Gpu) -> str:
+    """Write where a MIG instance is as NVIDIA's tools do, such as ``0:3``; empty for whole GPUs."""
+    return f"{gpu.index // 100 - 1}:{gpu.index % 100}" if gpu.parent else ""
 
 
 class BackendInfo(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -56,6 +75,10 @@ class BackendInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     isolation: str = ""
     #: Names out of: cores, memory, pause, adopt, gpus, numa.
     enforces: tuple[str, ...] = ()
+    #: Folders of the node below which tasks may mount; more of them only for operators.
+    mount_roots: tuple[str, ...] = ()
+    #: What operators may have of it, out of: privileged, any-mount.
+    allows: tuple[str, ...] = ()
 
 
 class Inventory(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -80,6 +103,11 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     #: How many tasks may be on the node at once, whatever they claim.
     max_tasks: int = 256
 
+    @property
+    def claimable_gpus(self) -> tuple[Gpu, ...]:
+        """Whole GPUs that are not divided, and MIG instances."""
+        return tuple(gpu for gpu in self.gpus if not gpu.divided)
+
 
 class DiskReading(msgspec.Struct, frozen=True):
     """One file system the runner writes to. Bytes."""
@@ -87,6 +115,18 @@ class DiskReading(msgspec.Struct, frozen=True):
     path: str
     total: int
     free: int
+
+
+class GpuProcess(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A process that uses a GPU."""
+
+    pid: int
+    #: Name of its program, as the kernel has it: 15 bytes at most.
+    name: str = ""
+    #: Bytes of the GPU's memory; None where the driver does not say.
+    memory: int | None = None
+    #: The task it belongs to; None for a process of the machine that is no task's.
+    task: TaskId | None = None
 
 
 class GpuReading(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -105,6 +145,10 @@ class GpuReading(msgspec.Struct, frozen=True, omit_defaults=True):
     fan_percent: float | None = None
     #: Why it is out of service, such as ``lost``; empty if it answers.
     fault: str = ""
+    #: Those that use it, by the most memory first.
+    processes: tuple[GpuProcess, ...] = ()
+    #: How many more there are.
+    processes_left_out: int = 0
 
 
 class TaskReading(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -139,6 +183,8 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tasks: tuple[TaskReading, ...] = ()
     #: Why the node can take nothing new, such as a full disk, one sentence each.
     troubles: tuple[str, ...] = ()
+    #: Environments that are here or on their way; those used last if there are many.
+    images: tuple[ImageReading, ...] = ()
 
 
 class Claimed(msgspec.Struct, frozen=True, omit_defaults=True):

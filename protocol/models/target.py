@@ -17,7 +17,7 @@ class Target(msgspec.Struct, frozen=True, omit_defaults=True):
     node: str
     #: Number of the NUMA node, or None for any.
     numa: int | None = None
-    #: Indices of GPUs as the node's driver counts them.
+    #: Indices of GPUs as the node's driver counts them, of MIG instances by ``node.mig_index``.
     gpus: tuple[int, ...] = ()
 
 

@@ -73,6 +73,8 @@ class Cause(StrEnum):
 
 
 _TIMED_OUT: Final = 124
+#: Name of the backend that runs tasks in containers.
+DOCKER: Final = "docker"
 
 
 class Exit(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -100,6 +102,25 @@ class Exit(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.code is not None:
             return self.code
         return 1 if self.signal is None else 128 + self.signal
+
+
+class Network(StrEnum):
+    """What network a container has."""
+
+    #: The engine's own: out through the node, in from nowhere.
+    DEFAULT = "default"
+    #: Nothing but its own loopback.
+    NONE = "none"
+
+
+class Mount(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A file or folder of the node that a container sees."""
+
+    #: Absolute path on the node, within its ``mount_roots``.
+    source: str
+    #: Absolute path in the container.
+    destination: str
+    read_only: bool = False
 
 
 class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -131,6 +152,29 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     retries: int = 0
     #: Make a new attempt when its node is lost, though the old one may still run there.
     requeue_on_lost: bool = False
+    #: Name of the environment it runs in; what was packed last when it was submitted.
+    container: str = ""
+    #: Or a reference to an image in a registry, such as ``python:3.12-slim``.
+    image: str = ""
+    #: The rest is about containers only.
+    mounts: tuple[Mount, ...] = ()
+    #: ``USER`` or ``USER:GROUP``, names of the image or numbers; empty for the image's own.
+    user: str = ""
+    network: Network = Network.DEFAULT
+    #: Bytes of /dev/shm; 0 for the engine's own choice (Docker: 64 MiB).
+    shm_size: int = 0
+    #: Soft and hard limit by name, as of ``man 2 getrlimit`` without RLIMIT_; -1 for no limit.
+    ulimits: dict[str, tuple[int, int]] = msgspec.field(default_factory=dict)
+    #: All of the machine's devices and powers. Of operators, on nodes that allow it.
+    privileged: bool = False
+
+    @property
+    def wanted_backend(self) -> str:
+        """Name of the backend it needs; empty for any node's default.
+
+        What names an environment or an image means a container.
+        """
+        return self.backend or (DOCKER if self.container or self.image else "")
 
 
 class Claim(msgspec.Struct, frozen=True, omit_defaults=True):
