@@ -11,19 +11,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
+
+from msgspec.structs import replace
 
 from kohaku_daemon.clock import Clock, SystemClock
 from kohaku_daemon.probe import load
+from kohaku_daemon.probe.files import read_text
 from kohaku_daemon.probe.gpus import Gpus
 from kohaku_daemon.probe.machine import Machine, read_machine
 from kohaku_daemon.probe.numa import read_numa
 from kohaku_daemon.probe.temperatures import Thermometers
 from protocol.errors import BadRequest
-from protocol.models.node import BackendInfo, Inventory, Readings, TaskReading
+from protocol.models.node import BackendInfo, GpuReading, Inventory, Readings, TaskReading
 
 #: What the machine and the runner need for themselves, unless the configuration says how much.
 _KEPT_BACK: Final = 0.05
+
+
+class Look(NamedTuple):
+    """What is seen of the machine at one moment."""
+
+    readings: Readings
+    #: The text of /proc/PID/cgroup of each process that uses a GPU: whose it is, backends know.
+    cgroups: dict[int, str]
+    #: The last inventory lacks a GPU that is there now.
+    has_new_gpu: bool
 
 
 class Prober:
@@ -81,10 +94,11 @@ class Prober:
             max_tasks=self._max_tasks,
         )
 
-    def read(self, tasks: tuple[TaskReading, ...] = ()) -> Readings:
+    def read(self, tasks: tuple[TaskReading, ...] = ()) -> Look:
         """Read what changes. CPU per cent is since the last call; GPUs are the inventory's."""
         memory = load.read_memory(self._root)
-        return Readings(
+        gpus, cgroups = self._read_gpus()
+        readings = Readings(
             at=self._clock.now(),
             cpu_percent=self._cpu.percent(),
             load_1m=load.read_load(self._root),
@@ -93,13 +107,29 @@ class Prober:
             swap_used=memory.swap_used,
             disks=load.read_disks(self._disks),
             temperatures=self._thermometers.read(),
-            gpus=self._gpus.read(),
+            gpus=gpus,
             tasks=tasks,
         )
+        return Look(readings, cgroups, self._gpus.has_new())
 
     def close(self) -> None:
         """Let go of the GPU driver."""
         self._gpus.close()
+
+    def _read_gpus(self) -> tuple[tuple[GpuReading, ...], dict[int, str]]:
+        """Read the GPUs, and the cgroups of what uses them; what is over by then is left out.
+
+        The cgroups come right after the pids: later a pid may be another process's.
+        """
+        gpus = self._gpus.read()
+        pids = {process.pid for gpu in gpus for process in gpu.processes}
+        texts = {pid: read_text(self._root / f"proc/{pid}/cgroup") for pid in pids}
+        cgroups = {pid: text for pid, text in texts.items() if text}
+        there = (
+            replace(gpu, processes=tuple(one for one in gpu.processes if one.pid in cgroups))
+            for gpu in gpus
+        )
+        return tuple(there), cgroups
 
     def _offered(self, machine: Machine) -> tuple[int, ...]:
         if self._cores is None:

@@ -13,6 +13,7 @@ from kohaku_tui.cli.options import (
     NodeNames,
     OnContext,
     OneNodeName,
+    confirm,
     parse_pairs,
     read_duration,
     whole,
@@ -49,7 +50,7 @@ from protocol.methods import (
     NODE_UNDRAIN,
     Method,
 )
-from protocol.models.node import Gpu, GpuReading, Node, Readings
+from protocol.models.node import Gpu, GpuProcess, GpuReading, Inventory, Node, Readings, mig_place
 from protocol.units import render_duration, render_size
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def remove(
     Its runner's credential is revoked.
     """
     if not yes:
-        _confirm(f"take {node} out of the cluster and revoke its runner's credential?")
+        confirm(f"take {node} out of the cluster and revoke its runner's credential?")
 
     async def ask(cluster: Cluster) -> NodeResult:
         return await cluster.call(NODE_REMOVE, RemoveNode(node, force))
@@ -242,18 +243,6 @@ def _tell_steered(
         output.show_error(error, as_json=False)
 
 
-def _confirm(question: str) -> None:
-    """Ask before something that cannot be taken back.
-
-    Raises:
-        BadRequest: Nobody is there to be asked.
-        Abort: The answer was no.
-    """
-    if not output.can_ask():
-        raise BadRequest("this needs a yes, and no terminal is here to ask", hint="add --yes")
-    typer.confirm(question, abort=True, err=True)
-
-
 def _troubles(node: Node) -> Sequence[str]:
     return node.readings.troubles if node.readings is not None else ()
 
@@ -274,7 +263,7 @@ def _row(node: Node, now: float) -> Row:
         str(held.tasks),
         share(held.cores, len(has.cores)),
         size_share(held.memory, has.memory),
-        share(held.gpus, len(has.gpus)),
+        share(held.gpus, len(has.claimable_gpus)),
         cpu,
         age(node.seen_at, now),
         pairs_text(node.labels),
@@ -302,12 +291,8 @@ def _facts(node: Node, now: float) -> Iterator[tuple[str, str | Cell]]:
         f"{share(held.cores, len(has.cores))} claimed, numbers {number_ranges(has.cores)}",
     )
     yield "memory", f"{size_share(held.memory, has.memory)} claimed"
-    yield "gpus", f"{share(held.gpus, len(has.gpus))} claimed" if has.gpus else ""
-    for part in has.numa:
-        yield (
-            f"numa {part.number}",
-            f"cores {number_ranges(part.cores)}, {render_size(part.memory)}",
-        )
+    yield "gpus", f"{share(held.gpus, len(has.claimable_gpus))} claimed" if has.gpus else ""
+    yield from _numa_facts(has)
     for backend in has.backends:
         standing = "" if backend.healthy else f"does not work: {backend.message}"
         isolation = f"isolation {backend.isolation}" if backend.isolation else ""
@@ -317,7 +302,7 @@ def _facts(node: Node, now: float) -> Iterator[tuple[str, str | Cell]]:
     if node.readings is not None:
         yield from _reading_facts(node.readings)
     for gpu in has.gpus:
-        yield f"gpu {gpu.index}", _gpu_text(gpu, node.readings)
+        yield from _gpu_facts(gpu, has, node.readings)
 
 
 def _reading_facts(readings: Readings) -> Iterator[tuple[str, str]]:
@@ -333,14 +318,53 @@ def _reading_facts(readings: Readings) -> Iterator[tuple[str, str]]:
         yield "hottest", f"{readings.temperatures[hottest]:.0f} °C, {hottest}"
 
 
-def _gpu_text(gpu: Gpu, readings: Readings | None) -> str:
+def _numa_facts(has: Inventory) -> Iterator[tuple[str, str]]:
+    """Say of each NUMA node what lies on it, and how far it is to the others."""
+    for part in has.numa:
+        here = [gpu.index for gpu in has.claimable_gpus if gpu.numa == part.number]
+        told = [f"cores {number_ranges(part.cores)}", render_size(part.memory)]
+        if here:
+            told.append(f"gpus {number_ranges(here)}")
+        if len(has.numa) > 1 and part.distances:
+            # Not by their numbers: those may have gaps, and distances come in their order.
+            far = zip((other.number for other in has.numa), part.distances, strict=False)
+            told.append("distance " + " ".join(f"{number}:{way}" for number, way in far))
+        yield f"numa {part.number}", ", ".join(told)
+
+
+def _gpu_facts(
+    gpu: Gpu, has: Inventory, readings: Readings | None
+) -> Iterator[tuple[str, str | Cell]]:
+    """Say what a GPU is and does, then what uses it, a line for each process."""
     parts = [gpu.name or gpu.uuid, render_size(gpu.memory)]
+    if gpu.parent:
+        parts.append(f"MIG {mig_place(gpu)}")
+    if gpu.divided:
+        parts.append(_instances_text(gpu, has))
     if gpu.numa is not None:
         parts.append(f"numa {gpu.numa}")
-    for now in readings.gpus if readings else ():
-        if now.uuid == gpu.uuid:
-            parts += _gpu_reading_texts(now)
-    return ", ".join(parts)
+    now = next((one for one in readings.gpus if one.uuid == gpu.uuid), None) if readings else None
+    if now is not None:
+        parts += _gpu_reading_texts(now)
+    is_broken = now is not None and bool(now.fault)
+    yield f"gpu {gpu.index}", Cell(", ".join(parts), "red" if is_broken else "")
+    for process in now.processes if now is not None else ():
+        yield "", _process_text(process)
+    if now is not None and now.processes_left_out:
+        yield "", f"and {now.processes_left_out} more processes"
+
+
+def _instances_text(divided: Gpu, has: Inventory) -> str:
+    indices = [gpu.index for gpu in has.gpus if gpu.parent == divided.uuid]
+    if not indices:
+        return "divided into no MIG instances yet"
+    return f"divided into MIG instances: gpus {number_ranges(indices)}"
+
+
+def _process_text(process: GpuProcess) -> str:
+    whose = "unmanaged" if process.task is None else f"task {process.task}"
+    memory = "" if process.memory is None else render_size(process.memory)
+    return ", ".join(filter(None, (f"process {process.pid}", process.name, memory, whose)))
 
 
 def _gpu_reading_texts(now: GpuReading) -> Iterator[str]:

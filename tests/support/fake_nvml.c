@@ -8,10 +8,15 @@
  * One GPU a line, words KEY=VALUE in any order ("_" in a name is shown as a blank):
  *
  *     uuid=GPU-1 name=Fake_A100 bus=00000000:3B:00.0 total=81920 used=1024 busy=37
- *     temperature=55 fan=30 power=250000 limit=400000 error=0
+ *     temperature=55 fan=30 power=250000 limit=400000 error=0 compute=4711:512,4712 graphics=1:4
+ *     mig=1
  *
  * total and used are MiB, power and limit milliwatts. A value that is not given is "not
  * supported" by that GPU. error=N makes every question about the GPU answer with error N.
+ * compute and graphics are processes, PID:MiB, or PID alone where the driver does not say.
+ *
+ * mig=1 is a GPU divided into MIG instances, mig=0 one that could be. A line of an instance has
+ * parent=UUID and place=N, its place on that GPU; it is no GPU to those who count GPUs.
  * A GPU whose line is gone is lost. A file without GPUs, or no file, is a driver that is
  * not loaded. Numbers of errors and layouts of structures: nvml.h of the CUDA toolkit.
  */
@@ -28,45 +33,49 @@ enum {
     DRIVER_NOT_LOADED = 9,
     GPU_IS_LOST = 15,
 };
-enum { MOST_GPUS = 16, TEXT = 80, NOT_GIVEN = -1, MIB = 1 << 20 };
+enum { MOST_GPUS = 32, MOST_PLACES = 7, TEXT = 80, LIST = 2048, NOT_GIVEN = -1, MIB = 1 << 20 };
 
 struct gpu {
-    char uuid[TEXT], name[TEXT], bus[TEXT];
-    long long total, used, busy, temperature, fan, power, limit, error;
+    char uuid[TEXT], name[TEXT], bus[TEXT], parent[TEXT], compute[LIST], graphics[LIST];
+    long long total, used, busy, temperature, fan, power, limit, error, mig, place;
 };
 
-/* A handle is one more than a place in here: it names the same GPU whatever becomes of the file. */
+/* A handle is one more than a slot in here: it names the same GPU whatever becomes of the file. */
 static char seen[MOST_GPUS][TEXT];
 
 static void set(struct gpu *gpu, const char *key, const char *value)
 {
-    struct { const char *key; char *text; } texts[] = {
-        {"uuid", gpu->uuid}, {"name", gpu->name}, {"bus", gpu->bus},
+    struct { const char *key; char *text; size_t size; } texts[] = {
+        {"uuid", gpu->uuid, TEXT}, {"name", gpu->name, TEXT}, {"bus", gpu->bus, TEXT},
+        {"parent", gpu->parent, TEXT}, {"compute", gpu->compute, LIST},
+        {"graphics", gpu->graphics, LIST},
     };
     struct { const char *key; long long *number; } numbers[] = {
         {"total", &gpu->total}, {"used", &gpu->used}, {"busy", &gpu->busy},
         {"temperature", &gpu->temperature}, {"fan", &gpu->fan}, {"power", &gpu->power},
-        {"limit", &gpu->limit}, {"error", &gpu->error},
+        {"limit", &gpu->limit}, {"error", &gpu->error}, {"mig", &gpu->mig},
+        {"place", &gpu->place},
     };
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         if (!strcmp(key, texts[i].key))
-            snprintf(texts[i].text, TEXT, "%s", value);
+            snprintf(texts[i].text, texts[i].size, "%s", value);
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         if (!strcmp(key, numbers[i].key))
             *numbers[i].number = atoll(value);
 }
 
-static int load(struct gpu *gpus)
+/* Whole GPUs, and after them the MIG instances; only the former are counted. */
+static int load_all(struct gpu *gpus, int *whole)
 {
     const char *path = getenv("FAKE_NVML");
     FILE *file = path ? fopen(path, "r") : NULL;
-    char line[1024];
+    char line[2 * LIST];
     int count = 0;
 
     while (file && count < MOST_GPUS && fgets(line, sizeof line, file)) {
         struct gpu gpu = {.total = NOT_GIVEN, .used = NOT_GIVEN, .busy = NOT_GIVEN,
                           .temperature = NOT_GIVEN, .fan = NOT_GIVEN, .power = NOT_GIVEN,
-                          .limit = NOT_GIVEN};
+                          .limit = NOT_GIVEN, .mig = NOT_GIVEN};
         for (char *rest = line, *word; (word = strtok_r(rest, " \n", &rest));) {
             char *value = strchr(word, '=');
             if (value) {
@@ -82,7 +91,25 @@ static int load(struct gpu *gpus)
     }
     if (file)
         fclose(file);
+
+    struct gpu sorted[MOST_GPUS];
+    int place = 0;
+    for (int i = 0; i < count; i++)
+        if (!*gpus[i].parent)
+            sorted[place++] = gpus[i];
+    *whole = place;
+    for (int i = 0; i < count; i++)
+        if (*gpus[i].parent)
+            sorted[place++] = gpus[i];
+    memcpy(gpus, sorted, sizeof *gpus * (size_t)count);
     return count;
+}
+
+static int load(struct gpu *gpus)
+{
+    int whole;
+    load_all(gpus, &whole);
+    return whole;
 }
 
 static void *handle_of(const char *uuid)
@@ -100,7 +127,7 @@ static int find(void *handle, struct gpu *found)
 {
     struct gpu gpus[MOST_GPUS];
     long place = (long)handle - 1;
-    int count = load(gpus);
+    int whole, count = load_all(gpus, &whole);
 
     if (place < 0 || place >= MOST_GPUS)
         return INVALID_ARGUMENT;
@@ -169,7 +196,7 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle)
 int nvmlDeviceGetHandleByUUID(const char *uuid, void **handle)
 {
     struct gpu gpus[MOST_GPUS];
-    int count = load(gpus);
+    int whole, count = load_all(gpus, &whole);
     for (int i = 0; i < count; i++)
         if (!strcmp(gpus[i].uuid, uuid)) {
             *handle = handle_of(uuid);
@@ -244,6 +271,77 @@ int nvmlDeviceGetPowerUsage(void *handle, unsigned *milliwatts)
 int nvmlDeviceGetEnforcedPowerLimit(void *handle, unsigned *milliwatts)
 {
     return give_number(handle, FIELD(limit), milliwatts);
+}
+
+int nvmlDeviceGetMigMode(void *handle, unsigned *current, unsigned *pending)
+{
+    int error = give_number(handle, FIELD(mig), current);
+    *pending = *current;
+    return error;
+}
+
+int nvmlDeviceGetMaxMigDeviceCount(void *handle, unsigned *count)
+{
+    unsigned mode;
+    int error = give_number(handle, FIELD(mig), &mode);
+    *count = MOST_PLACES;
+    return error;
+}
+
+int nvmlDeviceGetMigDeviceHandleByIndex(void *handle, unsigned place, void **instance)
+{
+    struct gpu gpus[MOST_GPUS], parent;
+    int error = find(handle, &parent);
+    if (error)
+        return error;
+    int whole, count = load_all(gpus, &whole);
+    for (int i = whole; i < count; i++)
+        if (!strcmp(gpus[i].parent, parent.uuid) && gpus[i].place == place) {
+            *instance = handle_of(gpus[i].uuid);
+            return (int)gpus[i].error;
+        }
+    return place < MOST_PLACES ? NOT_FOUND : INVALID_ARGUMENT;
+}
+
+struct process { unsigned pid; unsigned long long used; unsigned instance, compute_instance; };
+
+/* The caller says how many there is room for, and is told how many there are. */
+static int give_processes(void *handle, size_t offset, unsigned *count, struct process *found)
+{
+    struct gpu gpu;
+    unsigned room = *count;
+    int error = find(handle, &gpu);
+    if (error)
+        return error;
+    *count = 0;
+    for (char *rest = (char *)&gpu + offset, *word; (word = strtok_r(rest, ",", &rest));) {
+        char *used = strchr(word, ':');
+        if (++*count > room)
+            continue;
+        found[*count - 1] = (struct process){
+            .pid = (unsigned)atoll(word),
+            .used = used ? (unsigned long long)atoll(used + 1) * MIB : ~0ull,
+            .instance = ~0u,
+            .compute_instance = ~0u,
+        };
+    }
+    return *count > room ? INSUFFICIENT_SIZE : SUCCESS;
+}
+
+#ifdef OLD_DRIVER
+#define VERSION(name) name##_v2
+#else
+#define VERSION(name) name##_v3
+#endif
+
+int VERSION(nvmlDeviceGetComputeRunningProcesses)(void *handle, unsigned *count, struct process *to)
+{
+    return give_processes(handle, FIELD(compute), count, to);
+}
+
+int VERSION(nvmlDeviceGetGraphicsRunningProcesses)(void *handle, unsigned *count, struct process *to)
+{
+    return give_processes(handle, FIELD(graphics), count, to);
 }
 
 #ifndef OLD_DRIVER

@@ -29,20 +29,27 @@ import itertools
 import logging
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from kohaku_daemon.backends.base import BackendFailed, OnExit, TaskFolders
+from kohaku_daemon.backends.base import BackendFailed, OnExit, OnProgress, TaskFolders
 from kohaku_daemon.backends.process import tree
 from kohaku_daemon.backends.process.cgroups import GroupSite, find_site
 from kohaku_daemon.backends.process.control import TreeControl, call, wait_until_over
 from kohaku_daemon.backends.process.conversation import Answer
-from kohaku_daemon.backends.process.handles import is_there, name_launch, prepare, try_give_up
+from kohaku_daemon.backends.process.handles import (
+    find_handle,
+    is_there,
+    name_launch,
+    prepare,
+    try_give_up,
+)
 from kohaku_daemon.backends.process.kept import KeptLaunch
 from kohaku_daemon.backends.process.launching import FAILED, STARTED, TAKEN
 from kohaku_daemon.backends.process.link import KeeperLink
+from kohaku_daemon.backends.process.owners import find_group_owner, find_marked_owner
 from kohaku_daemon.backends.process.planning import Means, Planner, find_users
 from kohaku_daemon.backends.process.record import (
     Ending,
@@ -85,6 +92,7 @@ class ProcessBackend:
         state_root: Path,
         node: str,
         hidden: Sequence[Path] = (),
+        shared_dir: Path | None = None,
         settings: ProcessSettings | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -94,6 +102,7 @@ class ProcessBackend:
             state_root: Folder for what launches leave, this backend's alone, on a local disk.
             node: Name of the node.
             hidden: Folders that no task may see: the daemons' own data.
+            shared_dir: The folder that all nodes share, if there is one.
             settings: What the administrator chose.
             clock: Source of the time.
         """
@@ -105,6 +114,7 @@ class ProcessBackend:
         self._settings = settings or ProcessSettings()
         self._clock = clock or SystemClock()
         self._hidden = (state_root, *hidden)
+        self._shared_dir = str(shared_dir) if shared_dir is not None else ""
         self._link = KeeperLink(state_root, state_root / "keeper.log")
         self._planner: Planner | None = None
         self._records = RecordFolder(state_root)
@@ -138,7 +148,9 @@ class ProcessBackend:
             site = await asyncio.to_thread(find_site, self._settings.cgroup_root, self._site_name)
             self._site = site
             hoped = Means(namespaces=True, site=site, users=find_users(self._settings))
-            planner = Planner(self._node, self._hidden, self._settings, hoped, self._boot)
+            planner = Planner(
+                self._node, self._hidden, self._settings, hoped, self._boot, self._shared_dir
+            )
             means, trouble = await choose_means(
                 planner, self._settings.isolation, self._root, self._run_trial
             )
@@ -164,6 +176,14 @@ class ProcessBackend:
         await self._link.close()
         if self._site is not None:
             self._site.remove()
+
+    @property
+    def trouble(self) -> str:
+        """Nothing: it works with the kernel, which is there."""
+        return ""
+
+    async def prepare(self, launch: Launch, on_progress: OnProgress) -> None:
+        """Do nothing: a process runs with what the machine has."""
 
     def plan(self, launch: Launch) -> Handle:
         """Make the handle of a launch that does not exist yet."""
@@ -305,6 +325,30 @@ class ProcessBackend:
         self._link.forget(key)
         self._readings.pop(key, None)
 
+    async def tidy(self, wanted: Collection[Handle]) -> None:
+        """Remove the records of launches that nobody wants; what still runs of them, end.
+
+        Raises:
+            BackendFailed: The disk does not let it.
+        """
+        names = {name_launch(handle) for handle in wanted}
+        try:
+            # At once: what is planned from here on is not wanted yet, and must not be listed.
+            for name in self._records.list_names():
+                handle = find_handle(name)
+                if handle is not None and name not in names:
+                    await self._remove_unwanted(handle)
+        except OSError as error:
+            raise BackendFailed(f"cannot tidy up {self._root}: {error.strerror}") from error
+
+    async def _remove_unwanted(self, handle: Handle) -> None:
+        kept = self._find_kept(handle)
+        if kept is not None and kept.is_kept():
+            _log.warning("nobody wants launch %s: it is ended", name_launch(handle))
+            await self.kill(handle, 0)  # and removed the next time
+        else:
+            await self.remove(handle)
+
     async def read(self, handle: Handle) -> TaskReading | None:
         """Read what a running launch uses; None if it has ended."""
         key, kept = name_launch(handle), self._find_kept(handle)
@@ -323,6 +367,14 @@ class ProcessBackend:
             memory=usage.memory,
             processes=usage.processes,
         )
+
+    def owner(self, pid: int, cgroup: str) -> TaskId | None:
+        """Name the task that a process of this machine belongs to; None if it is none of ours."""
+        if self._planner is None:
+            return None
+        if self._site is None:
+            return find_marked_owner(pid)
+        return find_group_owner(cgroup, self._site_name)
 
     async def _remove_unknown(self, key: str, path: str) -> None:
         """Make sure that nothing is left of a launch, or will begin."""

@@ -6,13 +6,15 @@ which is passed on: it may hold credentials.
 
 from __future__ import annotations
 
-from kohaku_daemon.backends.process.record import mark_launch
+from kohaku_daemon.backends.variables import tell_launch
 from kohaku_daemon.core.workload import Launch
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def build_environment(launch: Launch, *, node: str, home: str, temporary: str) -> dict[str, str]:
+def build_environment(
+    launch: Launch, *, node: str, home: str, temporary: str, shared_dir: str = ""
+) -> dict[str, str]:
     """Build all variables of a launch.
 
     The spec's variables win over the usual ones. Those that say which launch this is and
@@ -23,6 +25,7 @@ def build_environment(launch: Launch, *, node: str, home: str, temporary: str) -
         node: Name of the node.
         home: Its scratch folder.
         temporary: A folder for temporary files.
+        shared_dir: The folder all nodes share; empty if there is none.
     """
     usual = {
         "PATH": _PATH,
@@ -33,12 +36,5 @@ def build_environment(launch: Launch, *, node: str, home: str, temporary: str) -
         "USER": "kohaku",
         "LOGNAME": "kohaku",
     }
-    fixed = {
-        # Empty hides every GPU: none is used that was not claimed.
-        "CUDA_VISIBLE_DEVICES": ",".join(launch.claim.gpus),
-        "KOHAKU_NODE": node,
-        "KOHAKU_BATCH_ID": str(launch.batch),
-        "KOHAKU_TASK_INDEX": str(launch.index),
-        "KOHAKU_BATCH_SIZE": str(launch.size),
-    }
-    return {**usual, **launch.spec.env, **fixed, **mark_launch(launch.task, launch.attempt)}
+    told = tell_launch(launch, node=node, local_temp=home, shared_dir=shared_dir)
+    return {**usual, **launch.spec.env, **told}

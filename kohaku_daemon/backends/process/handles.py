@@ -7,10 +7,14 @@ Does not know: what runs.
 from __future__ import annotations
 
 import os
+import re
+from typing import Final
 
 from kohaku_daemon.backends.base import BackendFailed
 from kohaku_daemon.backends.process.record import Record, give_up, make_record, read_record
 from kohaku_daemon.core.workload import Handle
+
+_NAME: Final = re.compile(r"(\d+)-(\d+)-([0-9a-f]{16})")
 
 
 def name_launch(handle: Handle) -> str:
@@ -24,6 +28,20 @@ def name_launch(handle: Handle) -> str:
         return f"{task}-{attempt}-{int(str(handle.data['plan']), 16):016x}"
     except (KeyError, ValueError) as error:
         raise BackendFailed(f"this is no handle of the process backend: {handle.data}") from error
+
+
+def find_handle(name: str) -> Handle | None:
+    """Give the handle of a launch by the name of its record; None if it is no launch's.
+
+    It does for all but ``adopt``, which needs the boot of the machine, too.
+    """
+    parts = _NAME.fullmatch(name)
+    if parts is None:
+        return None
+    task, attempt, plan = parts.groups()
+    return Handle(
+        backend="process", data={"task": int(task), "attempt": int(attempt), "plan": plan}
+    )
 
 
 def is_there(path: str) -> bool:

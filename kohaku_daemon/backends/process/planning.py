@@ -121,6 +121,8 @@ class Planner:
     means: Means
     #: Of this boot of the machine.
     boot: str
+    #: The folder that all nodes share; empty if there is none.
+    shared_dir: str = ""
 
     def plan(self, launch: Launch, path: str, folders: TaskFolders) -> LaunchPlan:
         """Plan one launch.
@@ -144,6 +146,7 @@ class Planner:
                 node=self.node,
                 home=scratch,
                 temporary="/tmp" if means.namespaces else scratch,
+                shared_dir=self.shared_dir,
             ),
             workdir=launch.spec.workdir or scratch,
             scratch=scratch,
@@ -164,9 +167,13 @@ class Planner:
             user=os.geteuid() != 0,
             hostname=f"task-{launch.task}",
             hidden=[_resolve(str(path)) for path in self.hidden],
-            writable=[str(path) for path in self.settings.writable if path.is_dir()],
+            writable=[str(path) for path in self._list_writable() if path.is_dir()],
             tmp_size=launch.claim.memory,
         )
+
+    def _list_writable(self) -> list[Path]:
+        shared = [Path(self.shared_dir)] if self.shared_dir else []
+        return [*self.settings.writable, *shared]
 
     def _choose_user(self, key: str) -> int:
         """Choose the user of a launch; -1 for the runner's own.

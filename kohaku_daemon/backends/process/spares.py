@@ -58,6 +58,14 @@ class RecordFolder:
                 return
         make_record(path)
 
+    def list_names(self) -> list[str]:
+        """Give the names of all records, and of what else is in the folder.
+
+        Raises:
+            OSError: That is not possible.
+        """
+        return os.listdir(self._root)
+
     def remove(self, path: str) -> None:
         """Remove the record of a launch, if there is one.
 

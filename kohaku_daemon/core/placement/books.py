@@ -1,6 +1,7 @@
 """The books of one node: what it has, who holds what of it, what is left.
 
-Knows: cores by number, bytes, GPUs by UUID, places for tasks. A claim is entered when its
+Knows: cores by number, bytes, GPUs by UUID (MIG instances in place of the GPU they divide),
+places for tasks. A claim is entered when its
 task is assigned and struck out when it ends; paused and lost tasks keep theirs.
 Does not know: queues, why somebody wants something.
 """
@@ -41,6 +42,8 @@ class Books:
     _cores_held: int = 0
     _memory_held: int = 0
     _gpus_held: int = 0
+    #: Answers of ``has_together`` since something was held or let go of last.
+    _together: dict[tuple[int, int], bool] = field(default_factory=dict)
     _whole: Books | None = None
     _idle: Books | None = None
 
@@ -48,11 +51,12 @@ class Books:
         """Take a new inventory (or new faults) and work out anew what is free."""
         self.inventory = inventory
         self._whole = self._idle = None
+        self._together.clear()
         if faults is not None:
             self.faults = dict(faults)
         self.backends = {info.name: info for info in inventory.backends}
         self._cores = frozenset(inventory.cores)
-        self._gpus = frozenset(gpu.uuid for gpu in inventory.gpus) - self.faults.keys()
+        self._gpus = frozenset(gpu.uuid for gpu in inventory.claimable_gpus) - self.faults.keys()
         self._cores_held = self._memory_held = self._gpus_held = 0
         self.free_cores = set(self._cores)
         self.free_memory = inventory.memory
@@ -107,6 +111,7 @@ class Books:
         yield from self.remnants.values()
 
     def _let_go(self, claim: Claim) -> None:
+        self._together.clear()
         self._cores_held -= len(claim.cores)
         self._memory_held -= claim.memory
         self._gpus_held -= len(claim.gpus)
@@ -128,6 +133,27 @@ class Books:
     def free_memory_of(self, numa: int) -> int:
         """Give the bytes that are free for claims pinned to a NUMA node; 0 if there is none."""
         return self.free_numa_memory.get(numa, 0)
+
+    def has_together(self, gpus: int, cores: int) -> bool:
+        """Say whether so many free GPUs and so many free cores lie on one NUMA node.
+
+        A machine of one NUMA node has all of it there. Remembered: placement's inner loop asks
+        all nodes for the same, and between two questions few have changed.
+        """
+        if len(self.inventory.numa) < 2:
+            return True
+        answer = self._together.get((gpus, cores))
+        if answer is None:
+            answer = self._together[gpus, cores] = any(
+                len(self.free_cores.intersection(numa.cores)) >= cores
+                and sum(
+                    gpu.numa == numa.number and gpu.uuid in self.free_gpus
+                    for gpu in self.inventory.gpus
+                )
+                >= gpus
+                for numa in self.inventory.numa
+            )
+        return answer
 
     def emptied(self) -> Books:
         """Give the books this node would have if it were idle and whole. Not to be changed."""
@@ -172,6 +198,7 @@ class Books:
         assert (self._cores_held, self._memory_held, self._gpus_held) == sums, "a sum is wrong"
 
     def _take(self, claim: Claim) -> None:
+        self._together.clear()
         self._cores_held += len(claim.cores)
         self._memory_held += claim.memory
         self._gpus_held += len(claim.gpus)

@@ -1,8 +1,9 @@
 """Judge nodes for one request: filter, rank, why not; and which node to hold when none fits.
 
-Pure functions over sites. Ranking (a choice of ours, not a law): a task without GPUs goes
-where it leaves the fewest GPUs idle behind busy cores, then to the node with the largest
-share of its cores free, so that small tasks spread and GPU nodes stay open for GPU tasks.
+Pure functions over sites. Ranking (a choice of ours, not a law): a task with GPUs goes where
+one NUMA node has both them and its cores free; any task where it leaves the fewest GPUs idle
+behind busy cores, then to the node with the largest share of its cores free, so that small
+tasks spread and GPU nodes stay open for GPU tasks.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from kohaku_daemon.core.placement.choose import (
     unsuitable,
 )
 from kohaku_daemon.core.placement.request import Request
+from kohaku_daemon.core.placement.words import NameTask, name_by_id
 from protocol.ids import NodeName
 from protocol.models.task import NodeVerdict
 
@@ -79,7 +81,7 @@ def reach_of(sites: Iterable[Site]) -> Reach:
     return Reach(
         cores=max((len(site.books.inventory.cores) for site in there), default=0),
         memory=max((site.books.inventory.memory for site in there), default=0),
-        gpus=max((len(site.books.inventory.gpus) for site in there), default=0),
+        gpus=max((len(site.books.inventory.claimable_gpus) for site in there), default=0),
         labels=frozenset(pair for site in there for pair in site.labels.items()),
         backends=frozenset(("", *(name for site in there for name in site.books.backends))),
     )
@@ -123,7 +125,9 @@ def candidates(request: Request, sites: dict[NodeName, Site]) -> Iterable[Site]:
     return sites.values()
 
 
-def verdict(request: Request, site: Site, held_for: str = "") -> NodeVerdict:
+def verdict(
+    request: Request, site: Site, held_for: str = "", name_task: NameTask = name_by_id
+) -> NodeVerdict:
     """Say why a site does not take a request now, and whether it ever could."""
     if request.node and request.node != site.name:
         reason = f"the task wants node {request.node}"
@@ -132,7 +136,7 @@ def verdict(request: Request, site: Site, held_for: str = "") -> NodeVerdict:
     never += shortages(request, site.books.emptied(), of_all=True)
     passing = [site.closed, ailment(request, site.books)]
     if not never:
-        passing += shortages(request, site.books)
+        passing += shortages(request, site.books, name_task=name_task)
     reasons = [*never, *filter(None, passing)]
     if not reasons and held_for:
         reasons = [held_for]
@@ -141,8 +145,10 @@ def verdict(request: Request, site: Site, held_for: str = "") -> NodeVerdict:
     )
 
 
-def rank(request: Request, site: Site) -> tuple[int, float, str]:
+def rank(request: Request, site: Site) -> tuple[bool, int, float, str]:
     """Give how well a site suits a request that it can take: the smallest suits best."""
-    cores = len(site.books.inventory.cores) or 1
-    spare_gpus = len(site.books.free_gpus) - request.gpus
-    return spare_gpus, -len(site.books.free_cores) / cores, site.name
+    books = site.books
+    is_apart = request.gpus > 0 and not books.has_together(request.gpus, request.cores)
+    cores = len(books.inventory.cores) or 1
+    spare_gpus = len(books.free_gpus) - request.gpus
+    return is_apart, spare_gpus, -len(books.free_cores) / cores, site.name

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kohaku_daemon.core.placement.containers import Wishes, wishes_of
 from protocol.models.target import Target
 from protocol.models.task import TaskSpec
 
@@ -22,6 +23,8 @@ class Request:
     gpus: int = 0
     labels: tuple[tuple[str, str], ...] = ()
     backend: str = ""
+    #: Of its container; None for nothing that a node could lack.
+    wishes: Wishes | None = None
     #: Empty for any node.
     node: str = ""
     numa: int | None = None
@@ -31,15 +34,16 @@ class Request:
     longest_s: float = 0.0
 
 
-def request_of(spec: TaskSpec, target: Target | None) -> Request:
-    """Give the shape of a task with this spec and target."""
+def request_of(spec: TaskSpec, target: Target | None, *, trusted: bool = False) -> Request:
+    """Give the shape of a task with this spec and target. ``trusted``: an operator's."""
     named = target.gpus if target is not None else ()
     return Request(
         cores=spec.cores,
         memory=spec.memory,
         gpus=len(named) or spec.gpus,
         labels=tuple(sorted(spec.labels.items())),
-        backend=spec.backend,
+        backend=spec.wanted_backend,
+        wishes=wishes_of(spec, trusted=trusted),
         node=target.node if target is not None else "",
         numa=target.numa if target is not None else None,
         gpu_indices=named,

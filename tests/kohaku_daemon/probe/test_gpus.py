@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kohaku_daemon.probe.gpus import Gpus
+from tests.kohaku_daemon.probe.conftest import put
 from tests.support.fake_gpus import build_fake_nvml
 
 #: Answers each line "inventory" or "read" with a line of JSON.
@@ -133,6 +134,89 @@ def test_a_driver_that_comes_late_or_is_reloaded_is_found(machine: Machine) -> N
     assert machine.ask("read") == [{"uuid": "GPU-a", "fault": "the driver does not answer"}]
     machine.has(A100)
     assert len(machine.ask("inventory")) == 1
+    assert machine.ask("read")[0]["used_percent"] == 37.0
+
+
+def test_what_uses_a_gpu_is_listed_by_its_memory_and_told_once(
+    machine: Machine, root: Path
+) -> None:
+    put(root, "proc/11/comm", "python3\n")
+    put(root, "proc/12/comm", "Xorg\n")
+    machine.has(A100 + " compute=12:4,11:512,13 graphics=12:30", RTX)
+    machine.ask("inventory")
+    used, idle = machine.ask("read")
+    assert used["processes"] == [
+        {"pid": 11, "name": "python3", "memory": 512 * MIB},
+        {"pid": 12, "name": "Xorg", "memory": 30 * MIB},
+        {"pid": 13},
+    ]
+    assert "processes" not in idle
+
+
+def test_of_many_processes_some_are_told_and_the_others_counted(machine: Machine) -> None:
+    crowd = ",".join(f"{pid}:1" for pid in range(1000, 1100))
+    machine.has(*(f"uuid=GPU-{index} total=9 used=0 compute={crowd}" for index in range(20)))
+    machine.ask("inventory")
+    readings = machine.ask("read")
+    assert len(readings[0]["processes"]) == 32
+    assert readings[0]["processes_left_out"] == 68
+    assert sum(len(reading.get("processes", ())) for reading in readings) == 512
+    assert readings[19]["processes_left_out"] == 100
+
+
+INSTANCES = (
+    "uuid=MIG-x name=A100_MIG_1g.10gb parent=GPU-a place=0 total=9728 used=12 compute=11:12",
+    "uuid=MIG-y name=A100_MIG_2g.20gb parent=GPU-a place=3 total=19968 used=0",
+)
+
+
+def test_instances_are_gpus_of_their_own_where_a_gpu_is_divided(machine: Machine) -> None:
+    machine.has(A100 + " mig=1 compute=11:12", *INSTANCES, RTX + " mig=0")
+    whole, first, second, other = machine.ask("inventory")
+    assert (whole["uuid"], whole["index"], whole["divided"]) == ("GPU-a", 0, True)
+    assert first == {
+        "index": 100, "uuid": "MIG-x", "name": "A100 MIG 1g.10gb", "memory": 9728 * MIB,
+        "bus": "00000000:3B:00.0", "numa": 1, "parent": "GPU-a",
+    }  # fmt: skip
+    assert (second["uuid"], second["index"]) == ("MIG-y", 103)
+    assert (other["uuid"], other["index"], other.get("divided")) == ("GPU-b", 1, None)
+    readings = {reading["uuid"]: reading for reading in machine.ask("read")}
+    assert readings["MIG-x"]["processes"] == [{"pid": 11, "memory": 12 * MIB}]
+    assert "processes" not in readings["GPU-a"]
+
+
+def test_an_instance_that_is_taken_away_is_lost_and_others_go_on(machine: Machine) -> None:
+    machine.has(A100 + " mig=1", *INSTANCES)
+    machine.ask("inventory")
+    machine.has(A100 + " mig=1", INSTANCES[1])
+    readings = {reading["uuid"]: reading for reading in machine.ask("read")}
+    assert readings["MIG-x"] == {"uuid": "MIG-x", "fault": "lost"}
+    assert "fault" not in readings["MIG-y"]
+
+
+def test_a_gpu_that_has_come_is_news_once_and_one_that_has_gone_is_none(machine: Machine) -> None:
+    machine.has(RTX)
+    machine.ask("inventory")
+    assert machine.ask("has_new") is False
+    machine.has(A100, RTX)
+    assert machine.ask("has_new") is True
+    assert machine.ask("has_new") is False, "told once"
+    machine.ask("inventory")
+    machine.has(RTX)
+    assert machine.ask("has_new") is False
+    machine.has(A100, RTX)
+    assert machine.ask("has_new") is False, "the inventory has it"
+    machine.has(A100 + " mig=1", INSTANCES[0], RTX)
+    assert machine.ask("has_new") is True
+
+
+def test_gpus_answer_again_once_the_driver_is_back_without_an_inventory(machine: Machine) -> None:
+    machine.has(A100)
+    machine.ask("inventory")
+    machine.has()
+    assert machine.ask("has_new") is False
+    assert machine.ask("read") == [{"uuid": "GPU-a", "fault": "the driver does not answer"}]
+    machine.has(A100)
     assert machine.ask("read")[0]["used_percent"] == 37.0
 
 

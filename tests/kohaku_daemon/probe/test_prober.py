@@ -44,10 +44,11 @@ def test_a_reading_has_it_all(root: Path, tmp_path: Path) -> None:
     prober = Prober(root, disks=[tmp_path], clock=FixedClock())
     put(root, "proc/stat", "cpu  150 0 50 850 50 0 0 0 0 0\n")
     task = TaskReading(TaskId(7), cpu_s=1.0)
-    readings = prober.read((task,))
+    readings, cgroups, has_new_gpu = prober.read((task,))
+    assert (cgroups, has_new_gpu) == ({}, False)
     assert (readings.at, readings.cpu_percent, readings.load_1m) == (1_700_000_000.0, 50.0, 1.25)
     assert readings.memory_available == 32768000 * 1024
     assert readings.temperatures["nvme"] == 38.85
     assert [disk.path for disk in readings.disks] == [str(tmp_path)]
     assert readings.tasks == (task,)
-    assert prober.read().cpu_percent == 0.0
+    assert prober.read().readings.cpu_percent == 0.0

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from protocol.errors import KohakuError, NotFound, Unavailable
-from protocol.ids import NodeName
+from protocol.ids import NodeName, TaskId
 from protocol.messages.node import (
     JoinToken,
     LabelNode,
@@ -21,13 +21,85 @@ from protocol.methods import (
     NODE_JOIN_TOKEN,
     NODE_LABEL,
     NODE_REMOVE,
+    NODE_SHOW,
     NODE_UNDRAIN,
 )
-from protocol.models.node import Node, NodeState
+from protocol.models.node import (
+    Gpu,
+    GpuProcess,
+    GpuReading,
+    Inventory,
+    Node,
+    NodeState,
+    NumaNode,
+    Readings,
+)
 from tests.kohaku_tui.cli.conftest import Kohaku
 from tests.kohaku_tui.cli.scripted_host import ScriptedHost
 
 NODE = Node(name=NodeName("node1"), state=NodeState.ONLINE, draining=True, labels={"gpu": "a100"})
+
+
+MANY_GPUS = Node(
+    name=NodeName("node1"),
+    state=NodeState.ONLINE,
+    inventory=Inventory(
+        cores=tuple(range(8)),
+        numa=(
+            NumaNode(0, (0, 1, 2, 3), 2**30, (10, 21)),
+            NumaNode(2, (4, 5, 6, 7), 2**31, (21, 10)),
+        ),
+        gpus=(
+            Gpu(0, "GPU-a", "A100", 2**30, numa=0, divided=True),
+            Gpu(100, "MIG-a", "A100 MIG 1g", 2**29, numa=0, parent="GPU-a"),
+            Gpu(101, "MIG-b", "A100 MIG 1g", 2**29, numa=0, parent="GPU-a"),
+            Gpu(1, "GPU-b", "H100", 2**31, numa=2),
+            Gpu(2, "GPU-c", "H100", 2**31),
+        ),
+    ),
+    readings=Readings(
+        gpus=(
+            GpuReading("GPU-a"),
+            GpuReading(
+                "MIG-b",
+                processes=(
+                    GpuProcess(41, "python3", 2**20, TaskId(7)),
+                    GpuProcess(42, "x\x1b[31m"),
+                ),
+                processes_left_out=3,
+            ),
+            GpuReading("GPU-b", fault="lost"),
+        )
+    ),
+)  # fmt: skip
+
+
+def test_a_node_is_shown_with_its_gpus_what_uses_them_and_where_they_lie(
+    host: ScriptedHost, kohaku: Kohaku
+) -> None:
+    host.answer(NODE_SHOW, NodeResult(MANY_GPUS))
+    lines = [line.rstrip() for line in kohaku("node", "show", "node1").out.splitlines()]
+    facts = [tuple(line.split("  ", 1)) for line in lines if line.startswith(("numa", "gpu", " "))]
+    assert [(name, value.strip()) for name, value in facts] == [
+        ("gpus", "0 of 4 claimed"),
+        ("numa 0", "cores 0-3, 1 GiB, gpus 100-101, distance 0:10 2:21"),
+        ("numa 2", "cores 4-7, 2 GiB, gpus 1, distance 0:21 2:10"),
+        (
+            "gpu 0",
+            "A100, 1 GiB, divided into MIG instances: gpus 100-101, numa 0, 0 % busy, 0 B used",
+        ),
+        ("gpu 100", "A100 MIG 1g, 512 MiB, MIG 0:0, numa 0"),
+        ("gpu 101", "A100 MIG 1g, 512 MiB, MIG 0:1, numa 0, 0 % busy, 0 B used"),
+        ("", "process 41, python3, 1 MiB, task 7"),
+        ("", "process 42, x, unmanaged"),
+        ("", "and 3 more processes"),
+        ("gpu 1", "H100, 2 GiB, numa 2, out of service: lost"),
+        ("gpu 2", "H100, 2 GiB"),
+    ]  # fmt: skip
+    document = json.loads(kohaku("node", "show", "node1", "--json").out)
+    process = document["readings"]["gpus"][1]["processes"][0]
+    assert process == {"pid": 41, "name": "python3", "memory": 2**20, "task": "7"}
+    assert document["inventory"]["gpus"][2]["parent"] == "GPU-a"
 
 
 @pytest.mark.parametrize("verb", ["drain", "undrain"])

@@ -31,6 +31,7 @@ def test_which_launch_it_is_and_what_it_holds_cannot_be_told_otherwise() -> None
         "KOHAKU_TASK_INDEX": "3",
         "KOHAKU_BATCH_SIZE": "9",
         "KOHAKU_NODE": "node1",
+        "KOHAKU_LOCAL_TEMP": "/scratch",
     }
 
 

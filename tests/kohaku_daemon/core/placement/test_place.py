@@ -53,6 +53,25 @@ def test_a_gpu_task_goes_where_it_leaves_fewest_gpus_idle() -> None:
     assert chosen(Request(gpus=2), a_site("eight", gpus=8), a_site("two", gpus=2)) == "two"
 
 
+def test_a_gpu_task_goes_where_gpus_and_cores_share_a_numa_node() -> None:
+    # On "apart" free GPUs are on NUMA node 0 and free cores on 1; it would leave fewer idle.
+    apart = a_site("apart", Claim(cores=(0, 1, 2), gpus=("GPU-1",)), cores=8, gpus=2, numa=2)
+    near = a_site("near", cores=8, gpus=4, numa=2)
+    assert chosen(Request(cores=2, gpus=1), apart, near) == "near"
+    assert chosen(Request(cores=1, gpus=1), apart, near) == "apart"
+    assert chosen(Request(cores=2), apart, near) == "apart"
+    # What was remembered of it is forgotten with what it depends on.
+    apart.books.strike(TaskId(1))
+    assert chosen(Request(cores=2, gpus=1), apart, near) == "apart"
+    apart.books.refit(apart.books.inventory, {"GPU-0": "lost", "GPU-1": "lost"})
+    assert chosen(Request(cores=2, gpus=1), apart, near) == "near"
+
+
+def test_apart_is_better_than_nowhere() -> None:
+    apart = a_site("apart", Claim(cores=(0, 1, 2), gpus=("GPU-1",)), cores=8, gpus=2, numa=2)
+    assert chosen(Request(cores=2, gpus=1), apart) == "apart"
+
+
 def test_closed_full_and_unsuitable_nodes_are_passed_over() -> None:
     full = a_site("a", Claim(cores=(0, 1, 2, 3)))
     closed = a_site("b", closed="the node is draining")
@@ -126,7 +145,10 @@ def test_what_is_out_of_service_may_come_back() -> None:
     assert said(Request(gpus=1), site) == (
         False,
         True,
-        ("the node is draining", "1 GPU wanted, 0 of 1 free, 1 out of service"),
+        (
+            "the node is draining",
+            "1 GPU wanted, 0 of 1 free: GPU 0 is out of service: fell off the bus",
+        ),
     )
 
 
