@@ -8,6 +8,8 @@ A task says by variables how it shall go. Without any it ends at once with code 
     MOCK_OOM=COUNT         it is killed for memory, with so many processes of it
     MOCK_ON_TERM=...       what it does on SIGTERM: ``ignore``, or a code to return. Default is
                            to be ended by it
+    MOCK_PREPARE_S=SECONDS how long it is prepared; ``forever`` until it is let go of. Default 0
+    MOCK_PREPARE_ERROR=..  it cannot be prepared, for this reason
     MOCK_START_ERROR=TEXT  it does not start, for this reason
     MOCK_STDOUT=TEXT       written to its standard output, and MOCK_STDERR likewise
     MOCK_MEMORY=BYTES      what it is read to use
@@ -22,12 +24,18 @@ import asyncio
 import itertools
 import secrets
 import signal
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from kohaku_daemon.backends.base import BackendFailed, OnExit, TaskFolders
+from kohaku_daemon.backends.base import (
+    BackendAway,
+    BackendFailed,
+    OnExit,
+    OnProgress,
+    TaskFolders,
+)
 from kohaku_daemon.clock import Clock, SystemClock
 from kohaku_daemon.core.workload import Finding, Found, Handle, Launch, Started
 from protocol.ids import TaskId
@@ -35,6 +43,8 @@ from protocol.models.node import BackendInfo, TaskReading
 from protocol.models.task import Cause, Exit
 
 _FOREVER: Final = float("inf")
+#: How often a preparation says how far it is: so many times as it takes.
+_STEPS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +64,8 @@ def parse_script(env: Mapping[str, str]) -> Script:
     Raises:
         BackendFailed: A variable cannot be read.
     """
-    run, term = env.get("MOCK_RUN_S", "0"), env.get("MOCK_ON_TERM")
+    term, run_s = env.get("MOCK_ON_TERM"), _seconds("MOCK_RUN_S", env)
     on_term = None if term is None else -1 if term == "ignore" else _whole("MOCK_ON_TERM", term)
-    try:
-        run_s = _FOREVER if run == "forever" else float(run)
-    except ValueError as error:
-        raise BackendFailed(f"MOCK_RUN_S={run} is neither seconds nor forever") from error
     memory = _whole("MOCK_MEMORY", env.get("MOCK_MEMORY", "0"))
     return Script(run_s=run_s, exit=_parse_exit(env), on_term=on_term, memory=memory)
 
@@ -70,6 +76,14 @@ def _parse_exit(env: Mapping[str, str]) -> Exit:
     if number := _whole("MOCK_SIGNAL", env.get("MOCK_SIGNAL", "0")):
         return Exit(Cause.SIGNALLED, signal=number)
     return Exit(Cause.EXITED, code=_whole("MOCK_EXIT", env.get("MOCK_EXIT", "0")))
+
+
+def _seconds(name: str, env: Mapping[str, str]) -> float:
+    text = env.get(name, "0")
+    try:
+        return _FOREVER if text == "forever" else float(text)
+    except ValueError as error:
+        raise BackendFailed(f"{name}={text} is neither seconds nor forever") from error
 
 
 def _whole(name: str, text: str) -> int:
@@ -146,6 +160,19 @@ class MockWorld:
     name: str = field(default_factory=lambda: secrets.token_hex(4))
     #: By launch; None for one that shall never start.
     runs: dict[str, _Run | None] = field(default_factory=dict, repr=False)
+    #: Why nothing can be asked here at present; empty if it can. Tasks go on meanwhile.
+    away: str = ""
+    #: Whether a start that is asked for while it is away begins all the same.
+    starts_unseen: bool = False
+
+    def check(self) -> None:
+        """Raise if nothing can be asked at present.
+
+        Raises:
+            BackendAway: So it is.
+        """
+        if self.away:
+            raise BackendAway(self.away)
 
 
 class MockBackend:
@@ -169,7 +196,12 @@ class MockBackend:
         return f"MockBackend({self._world.name}, watched={len(self._watched)})"
 
     async def open(self) -> BackendInfo:
-        """Say what it does: nothing, but all of it."""
+        """Say what it does: nothing, but all of it.
+
+        Raises:
+            BackendAway: Its world is.
+        """
+        self._world.check()
         return BackendInfo(self.name, isolation="none: nothing is run", enforces=("adopt", "pause"))
 
     async def close(self) -> None:
@@ -178,6 +210,31 @@ class MockBackend:
             timer.cancel()
         self._timers.clear()
         self._watched.clear()
+
+    @property
+    def trouble(self) -> str:
+        """Why its world cannot be asked."""
+        return self._world.away
+
+    async def prepare(self, launch: Launch, on_progress: OnProgress) -> None:
+        """Take the time it was told to.
+
+        Raises:
+            BackendFailed: It was told not to be possible.
+            BackendAway: Its world is.
+        """
+        self._world.check()
+        env = launch.spec.env
+        if "MOCK_PREPARE_ERROR" in env:
+            raise BackendFailed(env["MOCK_PREPARE_ERROR"])
+        lasts_s = _seconds("MOCK_PREPARE_S", env)
+        if lasts_s == _FOREVER:
+            on_progress("preparing 0 %")
+            await asyncio.Event().wait()
+        if lasts_s:
+            for step in range(_STEPS):
+                on_progress(f"preparing {100 * step // _STEPS} %")
+                await asyncio.sleep(lasts_s / _STEPS)
 
     def plan(self, launch: Launch) -> Handle:
         """Make the handle of a launch that does not exist yet."""
@@ -190,17 +247,26 @@ class MockBackend:
 
         Raises:
             BackendFailed: It was told not to start, or was given up.
+            BackendAway: Its world is.
         """
+        if not self._world.starts_unseen:
+            self._world.check()
         key, env = _name(handle), launch.spec.env
         run = self._world.runs.get(key)
         if run is None and key not in self._world.runs:
             run = self._begin(key, env, folders)
         if run is None:
             raise BackendFailed(f"launch {key} was given up before it started")
+        self._world.check()
         return Started(started_at=run.started_at, note="mock: nothing is run")
 
     async def adopt(self, handle: Handle) -> Finding:
-        """Say what became of a launch."""
+        """Say what became of a launch.
+
+        Raises:
+            BackendAway: Its world is.
+        """
+        self._world.check()
         key = _name(handle)
         if handle.data.get("world") != self._world.name:
             text = "mock tasks end with the runner that holds them"
@@ -257,7 +323,9 @@ class MockBackend:
 
         Raises:
             BackendFailed: It has not ended.
+            BackendAway: Its world is.
         """
+        self._world.check()
         key = _name(handle)
         if self._find(handle) is not None:
             raise BackendFailed(f"mock launch {key} has not ended")
@@ -277,6 +345,21 @@ class MockBackend:
             processes=1,
         )
 
+    async def tidy(self, wanted: Collection[Handle]) -> None:
+        """Forget launches that nobody wants.
+
+        Raises:
+            BackendAway: Its world is.
+        """
+        self._world.check()
+        for key in self._world.runs.keys() - {_name(handle) for handle in wanted}:
+            self._watched.pop(key, None)
+            del self._world.runs[key]
+
+    def owner(self, pid: int, cgroup: str) -> TaskId | None:
+        """None: its tasks have no processes."""
+        return None
+
     def _begin(self, key: str, env: Mapping[str, str], folders: TaskFolders) -> _Run:
         self._world.runs[key] = None
         if "MOCK_START_ERROR" in env:
@@ -290,7 +373,12 @@ class MockBackend:
         return run
 
     def _find(self, handle: Handle) -> _Run | None:
-        """Find a launch that has not ended."""
+        """Find a launch that has not ended.
+
+        Raises:
+            BackendAway: Its world is.
+        """
+        self._world.check()
         run = self._world.runs.get(_name(handle))
         if run is None:
             return None

@@ -11,6 +11,7 @@ from enum import StrEnum
 import msgspec
 
 from protocol.ids import BatchId, TaskId
+from protocol.models.environment import WantedImage
 from protocol.models.task import Claim, Exit, TaskSpec
 
 
@@ -24,6 +25,12 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     size: int = 1
     spec: TaskSpec
     claim: Claim = Claim()
+    #: None for what the node itself is.
+    image: WantedImage | None = None
+    #: Who submitted it is an operator.
+    trusted: bool = False
+    #: Host names of the machines of its batch by index, as far as they are known.
+    hosts: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:

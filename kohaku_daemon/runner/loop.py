@@ -24,6 +24,7 @@ from kohaku_daemon.core.node.engine import NodeEngine
 from kohaku_daemon.core.node.events import NodeEvent
 from kohaku_daemon.core.node.ledger import Bundle, Ledger
 from kohaku_daemon.core.node.records import LaunchRecord
+from kohaku_daemon.core.workload import Handle
 from kohaku_daemon.runner.memory import Memory
 from protocol.errors import Unavailable
 from protocol.messages.runner import AttemptReport, AttemptState
@@ -66,6 +67,7 @@ class NodeLoop:
         self._waiting: list[tuple[int, bool, asyncio.Future[None]]] = []
         self._begun = asyncio.Event()
         self._recovered = asyncio.Event()
+        self._taken_in = asyncio.Event()
         #: Set to why the loop cannot go on.
         self._broken: asyncio.Future[NoReturn] | None = None
         #: Why the vault cannot be written; empty if it can.
@@ -102,6 +104,10 @@ class NodeLoop:
         """Wait until the fate of every launch of an earlier run is known."""
         await self._recovered.wait()
 
+    async def taken_in(self) -> None:
+        """Wait until the host has taken this run of the runner in."""
+        await self._taken_in.wait()
+
     # What is thought of launches now, with all that was posted before -----------------------
 
     def attempts(self) -> tuple[AttemptReport, ...]:
@@ -128,6 +134,11 @@ class NodeLoop:
         """Say whether a launch may still do something."""
         report = self.report(key)
         return report is not None and report.state is not AttemptState.ENDED
+
+    def handles(self) -> list[Handle]:
+        """Give the handle of each launch that its backend may not forget yet."""
+        self._work()
+        return [*self._engine.handles(), *self._ledger.leaving()]
 
     def unended(self) -> set[str]:
         """Give the keys of all launches that may still do something."""
@@ -175,6 +186,8 @@ class NodeLoop:
         self._carry_out(free)
         if not self._recovered.is_set() and self._engine.is_recovered:
             self._recovered.set()
+        if not self._taken_in.is_set() and self._engine.is_taken_in:
+            self._taken_in.set()
 
     def _carry_out(self, actions: Sequence[NodeAction]) -> None:
         if actions and self._hands is not None:
@@ -225,7 +238,7 @@ class NodeLoop:
         try:
             self._carry_out(owed)
             self._commit_if_due()
-        except Exception as bug:
+        except Exception as bug:  # of ours, as in ``_work``
             self._break(bug)
         self._tell_waiting(bundle.number)
 

@@ -10,6 +10,7 @@ import logging
 import secrets
 from typing import Final
 
+from kohaku_daemon.backends.base import BackendAway
 from protocol.errors import KohakuError
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,11 @@ def explain(error: Exception, doing: str, key: str, node: str) -> str:
     fields = about(key, node)
     _log.error("%s failed, incident %s", doing, incident, exc_info=error, extra=fields)
     return f"{doing} it failed on its node, incident {incident} in the runner's log"
+
+
+def waits_for(backend: str, error: BackendAway) -> str:
+    """Say of a launch that nothing can be done with it while its backend is away."""
+    return cut(f"waiting for {backend}: {error.message}")
 
 
 def cut(text: str) -> str:

@@ -1,6 +1,7 @@
 """Removes what ended launches leave behind, their output excepted.
 
-Knows: in which order, how much at once, that it is tried again after the next start.
+Knows: in which order, how much at once, that it is tried again: once a backend that was away
+is back, and all else after the next start.
 Does not know: when a launch is settled (``core.node``), how a backend removes anything.
 """
 
@@ -12,10 +13,11 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Final
 
-from kohaku_daemon.backends.base import Backend
+from kohaku_daemon.backends.base import Backend, BackendAway
 from kohaku_daemon.core.node.records import LaunchRecord
 from kohaku_daemon.core.workload import Handle
 from kohaku_daemon.runner.logs import TaskLogs
+from kohaku_daemon.runner.patience import Patience
 from kohaku_daemon.runner.reasons import about, explain
 from kohaku_daemon.runner.scratch import ScratchFolders
 from protocol.errors import KohakuError
@@ -39,6 +41,7 @@ class Removal:
         node: str,
         scratch: ScratchFolders,
         logs: TaskLogs,
+        patience: Patience,
         begin: Callable[[Coroutine[Any, Any, None], str], None],
     ) -> None:
         """``begin`` runs a job of a name in the background."""
@@ -46,8 +49,14 @@ class Removal:
         self._node = node
         self._scratch = scratch
         self._logs = logs
+        self._patience = patience
         self._begin = begin
         self._waiting: deque[tuple[str, Handle]] = deque()
+        #: What is being removed, and what waits for its backend.
+        self._under_way: dict[str, Handle] = {}
+        self._put_off: dict[str, Handle] = {}
+        #: Rounds in a row that met a backend that was away, by its name.
+        self._rounds: dict[str, int] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def put(self, key: str, handle: Handle) -> None:
@@ -55,6 +64,11 @@ class Removal:
         self._waiting.append((key, handle))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_GATHER_S, self.begin)
+
+    def pending(self) -> list[Handle]:
+        """Give the handles of what is still to be removed."""
+        waiting = [handle for _, handle in self._waiting]
+        return [*waiting, *self._under_way.values(), *self._put_off.values()]
 
     def put_left(self, records: Iterable[LaunchRecord]) -> None:
         """Remove what an earlier run did not come to remove of launches that are settled."""
@@ -76,8 +90,12 @@ class Removal:
             keys: list[str] = []
             while self._waiting and len(keys) < _AT_ONCE:
                 key, handle = self._waiting.popleft()
-                if await self._remove(key, handle):
-                    keys.append(key)
+                self._under_way[key] = handle
+                try:
+                    if await self._remove(key, handle):
+                        keys.append(key)
+                finally:
+                    del self._under_way[key]
             # The scratch folder goes last: it is the mark that there is something to remove.
             await asyncio.to_thread(self._clear_folders, keys)
 
@@ -87,10 +105,30 @@ class Removal:
         try:
             if backend is not None:
                 await backend.remove(handle)
+        except BackendAway as error:
+            self._put_off_one(key, handle, error)
+            return False
         except Exception as error:  # a backend's bug, which must cost its own launch at most
             self._tell_left(key, error)
             return False
+        self._rounds.pop(handle.backend, None)
         return True
+
+    def _put_off_one(self, key: str, handle: Handle, error: BackendAway) -> None:
+        if handle.backend not in self._rounds:
+            _log.warning("ended launches are removed later: %s", error)
+            self._rounds[handle.backend] = 1
+        if not self._put_off:
+            self._begin(self._try_again(), "remove later")
+        self._put_off[key] = handle
+
+    async def _try_again(self) -> None:
+        await self._patience.wait(max(self._rounds.values(), default=1))
+        for name in {handle.backend for handle in self._put_off.values()}:
+            self._rounds[name] = self._rounds.get(name, 0) + 1
+        self._waiting.extend(self._put_off.items())
+        self._put_off.clear()
+        self.begin()
 
     def _clear_folders(self, keys: Iterable[str]) -> None:
         for key in keys:

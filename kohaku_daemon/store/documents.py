@@ -1,7 +1,7 @@
-"""cluster.json: nodes and tokens, small, and readable by an admin.
+"""cluster.json: nodes, tokens, environments and the like: small, and readable by an admin.
 
 Knows: how records become JSON, and how a file is replaced so that there is always a whole one.
-Does not know: what nodes and tokens are for. Tasks and what else grows are in ``store.tasks``.
+Does not know: what these are for. Tasks and what else grows are in ``store.tasks``.
 
 TinyDB's own storage writes in place, and a process killed at the wrong instant leaves a file
 that cannot be read. Ours writes a new file beside it, syncs that, and renames it over the old.
@@ -26,16 +26,18 @@ from kohaku_daemon.core.cluster.records import (
     Document,
     DocumentChange,
     DropDocument,
+    EnvironmentRecord,
     JoinTokenRecord,
     NodeRecord,
     PutDocument,
+    RegistryRecord,
     TokenRecord,
 )
 from kohaku_daemon.store import migrations
 from kohaku_daemon.store.migrations import Tables, check_known, migrate_tables
 from protocol.errors import Unavailable
 
-R = TypeVar("R", NodeRecord, TokenRecord, JoinTokenRecord)
+R = TypeVar("R", NodeRecord, TokenRecord, JoinTokenRecord, EnvironmentRecord, RegistryRecord)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ _TABLES: Final[Mapping[type[Document], _Table]] = {
     NodeRecord: _Table("nodes", "name"),
     TokenRecord: _Table("tokens", "digest"),
     JoinTokenRecord: _Table("join_tokens", "digest"),
+    EnvironmentRecord: _Table("environments", "name"),
+    RegistryRecord: _Table("registries", "registry"),
 }
 
 
@@ -70,6 +74,10 @@ class Book:
     tokens: dict[str, TokenRecord]
     #: By digest.
     join_tokens: dict[str, JoinTokenRecord]
+    #: By name.
+    environments: dict[str, EnvironmentRecord]
+    #: By host name and port.
+    registries: dict[str, RegistryRecord]
 
 
 class Glance(NamedTuple):
@@ -129,6 +137,8 @@ class Documents:
             nodes=self._records(NodeRecord),
             tokens=self._records(TokenRecord),
             join_tokens=self._records(JoinTokenRecord),
+            environments=self._records(EnvironmentRecord),
+            registries=self._records(RegistryRecord),
         )
 
     def apply(self, changes: Iterable[DocumentChange]) -> None:

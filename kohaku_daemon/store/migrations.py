@@ -87,9 +87,13 @@ def _cluster_1(tables: Tables) -> None:
     tables.update({"nodes": {}, "tokens": {}, "join_tokens": {}})
 
 
+def _cluster_2(tables: Tables) -> None:
+    tables.update({"environments": {}, "registries": {}})
+
+
 TASKS: Final[tuple[SqlStep, ...]] = (_tasks_1,)
 VAULT: Final[tuple[SqlStep, ...]] = (_vault_1,)
-CLUSTER: Final[tuple[DocumentStep, ...]] = (_cluster_1,)
+CLUSTER: Final[tuple[DocumentStep, ...]] = (_cluster_1, _cluster_2)
 
 
 def migrate_database(connection: sqlite3.Connection, steps: Sequence[SqlStep], path: Path) -> None:

@@ -131,7 +131,11 @@ class Group:
     audits: list[AuditRecord] = field(default_factory=list)
 
 
-_PUT_BATCH: Final = "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+#: Of a batch that is there, only what no column tells may have changed.
+_PUT_BATCH: Final = """
+    INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (id) DO UPDATE SET record = excluded.record
+"""
 # All tasks of a group in one step of SQLite: while a step runs, Python's other threads do.
 # ``executemany`` takes a step for each row and waits for the interpreter after each: with a
 # busy event loop 128 rows took 200 ms, in one step they take 2.
@@ -346,11 +350,13 @@ class TaskStore:
         node: str = "",
         owner: str = "",
         before: TaskId | None = None,
+        after: TaskId | None = None,
         limit: int = 100,
     ) -> list[TaskRecord]:
         """Give at most ``limit`` tasks that pass every filter, newest first.
 
-        ``before`` leaves out that task and all newer ones; empty filters pass everything.
+        ``before`` leaves out that task and all newer ones, ``after`` that task and all older
+        ones, and turns the order round; empty filters pass everything.
         """
         conditions: list[str] = []
         values: dict[str, object] = {"limit": limit}
@@ -368,11 +374,15 @@ class TaskStore:
         if before is not None:
             conditions.append("id < :before")
             values["before"] = before
+        if after is not None:
+            conditions.append("id > :after")
+            values["after"] = after
+        order = "DESC" if after is None else "ASC"
         if not states and owner:
             states = tuple(TaskState)  # one step down each branch of the index (owner, state, id)
         rows = self._rows(
-            f"SELECT record FROM tasks WHERE id IN ({_newest(states, conditions, values)})"
-            " ORDER BY id DESC LIMIT :limit",
+            f"SELECT record FROM tasks WHERE id IN ({_first(states, conditions, values, order)})"
+            f" ORDER BY id {order} LIMIT :limit",
             values,
         )
         return [_decode_task(record) for (record,) in rows]
@@ -484,10 +494,10 @@ def _pack(tasks: Sequence[TaskRow]) -> dict[str, object]:
 _SUMMARY: Final = "SELECT id, owner, name, size, created_at, first_task, last_task FROM batches"
 
 
-def _newest(
-    states: Sequence[TaskState], conditions: Sequence[str], values: dict[str, object]
+def _first(
+    states: Sequence[TaskState], conditions: Sequence[str], values: dict[str, object], order: str
 ) -> str:
-    """Write the search for the newest ids: one arm for each state, as each has its own order.
+    """Write the search for the first ids: one arm for each state, as each has its own order.
 
     With ``state IN (...)`` SQLite would read and sort every task in those states.
     """
@@ -497,7 +507,7 @@ def _newest(
         arms.append([f"state = :state{number}", *conditions])
     wheres = (" AND ".join(arm or ["true"]) for arm in arms)
     return " UNION ALL ".join(
-        f"SELECT * FROM (SELECT id FROM tasks WHERE {where} ORDER BY id DESC LIMIT :limit)"
+        f"SELECT * FROM (SELECT id FROM tasks WHERE {where} ORDER BY id {order} LIMIT :limit)"
         for where in wheres
     )
 

@@ -18,6 +18,7 @@ from tests.simulation.plan import (
     ROUGH_S,
     Act,
     AskAgain,
+    Away,
     ClockJump,
     Command,
     Crowd,
@@ -275,7 +276,7 @@ def _knot(dice: Dice, machines: tuple[MachinePlan, ...], submit: Submit) -> list
                 apart_s = dice.choice((0.0, 30.0))
                 acts.append(HolderDies(at + after_s, submit.number, index, 0, apart_s))
         else:
-            kind = dice.choice((_host_dies, _runner_dies, _runner_dies, _cut, _slow, _mute))
+            kind = dice.choice((_host_dies, _runner_dies, _runner_dies, _cut, _slow, _mute, _away))
             acts.append(kind(dice, at, machine))
     return acts
 
@@ -361,6 +362,10 @@ def _start_trouble(dice: Dice, at: float, machine: MachinePlan) -> Act:
     return StartTrouble(at, machine.name, how, dice.choice((1, 8)))
 
 
+def _away(dice: Dice, at: float, machine: MachinePlan) -> Act:
+    return Away(at, machine.name, dice.choice((0.05, 0.5, 3.0, 12.0)))
+
+
 def _drain(dice: Dice, at: float, machine: MachinePlan) -> Act:
     return Drain(at, machine.name, dice.choice((2.0, 15.0, 40.0)))
 
@@ -380,5 +385,6 @@ def _remove(dice: Dice, at: float, machine: MachinePlan) -> Act:
 
 _TROUBLES: Final[tuple[Callable[[Dice, float, MachinePlan], Act], ...]] = (
     _host_dies, _host_dies, _runner_dies, _runner_dies, _cut, _cut, _slow, _repeat, _mute,
-    _clock_jump, _gpu_fault, _disk_full, _start_trouble, _drain, _relabel, _remove,
+    _clock_jump, _gpu_fault, _disk_full, _start_trouble, _away, _drain, _relabel,
+    _remove,
 )  # fmt: skip

@@ -14,6 +14,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
+from kohaku_daemon.backends.base import BackendAway
 from kohaku_daemon.core.workload import Finding, Found, Handle, Launch
 from protocol.ids import NodeName
 from protocol.models.node import BackendInfo, Gpu, GpuReading, Inventory, Readings
@@ -39,6 +40,8 @@ class Program:
     due: bool = False
     exit: Exit | None = None
     ended_at: float = 0.0
+    #: Its end has been told to ``watcher``.
+    is_told: bool = False
     watcher: Callable[[Program], None] | None = None
 
     @property
@@ -81,6 +84,9 @@ class Machine:
         self.gone: list[int] = []
         #: How starts fail at present; empty if they do not.
         self.trouble = ""
+        #: What runs things here cannot be asked at present, and when that last ended.
+        self.is_away = False
+        self.back_at = stage.now
         self._whole = an_inventory(plan.cores, plan.gib * GIB, plan.gpus, plan.numa)
         self._never: set[str] = set()
         self._stage = stage
@@ -127,6 +133,24 @@ class Machine:
 
     # The backend --------------------------------------------------------------------
 
+    def come_back(self) -> None:
+        """Let what runs things be asked again; it tells what has ended meanwhile."""
+        if not self.is_away:
+            return
+        self.is_away, self.back_at = False, self._stage.now
+        self._stage.tell("the backend of {} is back", self.node)
+        for program in list(self.programs.values()):
+            self._tell_end(program)
+
+    def check(self) -> None:
+        """Raise if it cannot be asked.
+
+        Raises:
+            BackendAway: So it is.
+        """
+        if self.is_away:
+            raise BackendAway("it is away")
+
     def plan(self) -> Handle:
         """Make a handle that no other launch has."""
         self._handles += 1
@@ -148,7 +172,12 @@ class Machine:
         return program
 
     def find(self, handle: Handle) -> Finding:
-        """Say what became of a handle; one that never began never will."""
+        """Say what became of a handle; one that never began never will.
+
+        Raises:
+            BackendAway: It cannot be asked.
+        """
+        self.check()
         name = str(handle.data["name"])
         program = self.programs.get(name)
         if program is None:
@@ -167,12 +196,16 @@ class Machine:
     def watch(self, handle: Handle, watcher: Callable[[Program], None]) -> None:
         """Tell the end of a program, also if it has ended."""
         program = self._of(handle)
-        program.watcher = watcher
-        if program.exit is not None:
-            watcher(program)
+        program.watcher, program.is_told = watcher, False
+        self._tell_end(program)
 
     def hold(self, handle: Handle, *, paused: bool) -> bool:
-        """Pause or resume a program; say whether it is there to be held."""
+        """Pause or resume a program; say whether it is there to be held.
+
+        Raises:
+            BackendAway: It cannot be asked.
+        """
+        self.check()
         program = self._of(handle)
         if not program.runs:
             return False
@@ -184,7 +217,12 @@ class Machine:
         return True
 
     def kill(self, handle: Handle, grace_s: float) -> None:
-        """Ask a program to end, and end it after the grace."""
+        """Ask a program to end, and end it after the grace.
+
+        Raises:
+            BackendAway: It cannot be asked.
+        """
+        self.check()
         program = self._of(handle)
         on_term = command_of(program.launch.spec.command).on_term
         if on_term == -2:
@@ -213,5 +251,10 @@ class Machine:
             return
         program.exit, program.ended_at = exit_, self.clock.now()
         self._stage.tell("{} ended {}: {}", self.node, program.launch, exit_)
-        if program.watcher is not None:
-            program.watcher(program)
+        self._tell_end(program)
+
+    def _tell_end(self, program: Program) -> None:
+        if program.exit is None or program.is_told or program.watcher is None or self.is_away:
+            return
+        program.is_told = True
+        program.watcher(program)

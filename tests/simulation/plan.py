@@ -267,6 +267,15 @@ class StartTrouble:
 
 
 @dataclass(frozen=True, slots=True)
+class Away:
+    """What a machine's backend works with cannot be asked for a while; programs go on."""
+
+    at: float
+    node: str
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Explain:
     """Somebody asks why the tasks are where they are."""
 
@@ -275,7 +284,7 @@ class Explain:
 
 Fault = (
     HostDies | RunnerDies | HolderDies | Cut | Slow | Repeat | Mute | ClockJump | GpuFault
-    | DiskFull | StartTrouble
+    | DiskFull | StartTrouble | Away
 )  # fmt: skip
 Act = (
     Submit

@@ -30,7 +30,7 @@ from kohaku_daemon.core.node.engine import NodeEngine
 from kohaku_daemon.core.node.events import LaunchFound
 from kohaku_daemon.core.node.records import LaunchRecord
 from kohaku_daemon.core.placement.gang import Member, Seat, seat_gang
-from kohaku_daemon.core.workload import Found
+from kohaku_daemon.core.workload import Found, Handle, Launch
 from protocol.ids import BatchId, NodeName, TaskId
 from protocol.messages.runner import AttemptReport, AttemptState, OrderKill
 from protocol.messages.task import SteerResult, Submitted
@@ -224,9 +224,9 @@ class ReusesAttemptNumbers(ClusterEngine):
 
 
 class _MovesWithoutNumbers(Moves):
-    def _assign(self, task: TaskRecord, node: NodeName, claim: Claim) -> None:
+    def _assign(self, task: TaskRecord, node: NodeName, claim: Claim) -> TaskRecord:
         task.attempt = 0
-        super()._assign(task, node, claim)
+        return super()._assign(task, node, claim)
 
 
 class TriesAgainUnasked(ClusterEngine):
@@ -349,6 +349,36 @@ class StartsEarly(Runner):
         return super().take([one for one in actions if one not in starts]) + starts
 
 
+class StartsWhatWasLetGo(Runner):
+    """A launch that was killed while it was prepared is started when that is done."""
+
+    def may_start(self, key: str) -> bool:
+        return True
+
+
+class StartsAgainBlindly(Runner):
+    """What broke off because its backend went away is started again, and nobody asked first."""
+
+    def tell_lost(self, life: int, launch: Launch, handle: Handle) -> None:
+        self._stage.after(1.0, lambda: self._start(life, launch, handle))
+
+
+class LosesKills(Runner):
+    """A kill that its backend could not be told of is not repeated."""
+
+    def kill(self, handle: Handle, grace_s: float) -> None:
+        if not self.machine.is_away:
+            super().kill(handle, grace_s)
+
+
+class BeginsWhatWasKilledUnseen(NodeEngine):
+    """What broke off is begun anew although its end was asked for meanwhile."""
+
+    def _start_afresh(self, record: LaunchRecord, fresh: Handle | None) -> None:
+        record.kill_asked = False
+        super()._start_afresh(record, fresh)
+
+
 def _is_kill(action: ClusterAction) -> bool:
     return isinstance(action, SendOrder) and isinstance(action.order, OrderKill)
 
@@ -391,9 +421,13 @@ PLANTS: Final = (
     Plant(Cast(host=OrdersEarly), 300),
     Plant(Cast(host=ForgetsKillsOverRestarts), 200),
     Plant(Cast(host=ForgetsWhatWasAwaited), 300),
-    Plant(Cast(cluster=LeavesBatchesUnmade), 300),
+    Plant(Cast(cluster=LeavesBatchesUnmade), 600),
     Plant(Cast(host=LeavesBatchesHalfFallen), 1500),
     Plant(Cast(cluster=AnswersPieces), 200),
     Plant(Cast(cluster=EndsWhatIsThere), 200),
     Plant(Cast(runner=StartsEarly), 200),
+    Plant(Cast(runner=StartsWhatWasLetGo), 200),
+    Plant(Cast(runner=StartsAgainBlindly), 600),
+    Plant(Cast(runner=LosesKills), 1000),
+    Plant(Cast(node=BeginsWhatWasKilledUnseen), 1000),
 )

@@ -15,9 +15,11 @@ from typing import Final
 
 import msgspec
 
+from kohaku_daemon.backends.base import BackendAway
 from kohaku_daemon.core.node.actions import (
     AdoptLaunch,
     KillLaunch,
+    LetGo,
     NodeAction,
     PauseLaunch,
     RemoveLaunch,
@@ -31,10 +33,13 @@ from kohaku_daemon.core.node.engine import NodeEngine
 from kohaku_daemon.core.node.events import (
     DeadlinePassed,
     KillOrdered,
+    LaunchBrokeOff,
     LaunchExited,
     LaunchFailed,
     LaunchFound,
     LaunchHeld,
+    LaunchLetGo,
+    LaunchProgressed,
     LaunchRefused,
     LaunchStarted,
     NodeEvent,
@@ -44,6 +49,7 @@ from kohaku_daemon.core.node.records import LaunchRecord
 from kohaku_daemon.core.workload import Found, Handle, Launch, Started
 from protocol.ids import TaskId
 from protocol.messages.runner import AttemptReport
+from protocol.models.task import Cause
 from tests.simulation.machine import Machine, Program
 from tests.simulation.stage import Stage, promise
 from tests.simulation.truth import Truth
@@ -57,6 +63,10 @@ _ENDS_WITHIN_S: Final = 20.0
 
 #: Seconds that what nobody waits for may gather before it is written.
 _PUT_OFF_S: Final = 0.1
+#: Seconds that preparing a launch takes at most, where it takes any.
+_PREPARES_S: Final = 6.0
+#: Seconds between tries while a backend is away.
+_AGAIN_S: Final = 0.5
 
 
 class Runner:
@@ -93,6 +103,8 @@ class Runner:
         self._ends_at_boot: set[tuple[TaskId, int]] = set()
         #: When the last order to hold a launch was carried out: they keep their order.
         self._held_at: dict[str, float] = {}
+        #: Launches that are being prepared.
+        self._preparing: set[str] = set()
         self._dies_in = -1
         self._down_s = 0.0
         self._reboot = False
@@ -106,6 +118,7 @@ class Runner:
         self.life += 1
         self._entries, self._put_off, self._held_at = [], False, {}
         self._ends_open, self.in_trouble, self._deadlines = [], False, {}
+        self._preparing = set()
         self.engine = self._engine()
         self._stage.tell("the runner of {} is up", self.machine.node)
         node = self.machine.node
@@ -157,6 +170,11 @@ class Runner:
     def _check_ends(self, life: int) -> None:
         """Check that what an earlier run was ordered to end has ended, host or not."""
         if self.life != life or self.is_full:
+            return
+        since_s = self._stage.now - self.machine.back_at
+        if self.machine.is_away or since_s < _ENDS_WITHIN_S:
+            # It could not be told. Not by its watch: that one is off.
+            self._stage.after(_ENDS_WITHIN_S, partial(self._check_ends, life))
             return
         for task, attempt in sorted(self._ends_at_boot):
             program = self._truth.of(task, attempt)
@@ -254,6 +272,9 @@ class Runner:
         for key in drops:
             self.vault.pop(key, None)
         self._truth.ends_taken.update((self.machine.node, *end) for end in ends)
+        for record in map(_decode, puts.values()):
+            if record.exit is not None and record.exit.cause is Cause.KILLED:
+                self._truth.never.add((record.launch.task, record.launch.attempt))
         self._pay(self._ledger.finish())
         if self.engine is not None:
             self._set_trouble(False)
@@ -279,16 +300,15 @@ class Runner:
         match action:
             case StartLaunch(launch, handle):
                 self._check_start(launch)
-                # It may begin after this runner has died: a start on its way is not called back.
-                slow = self._random.random() < 0.3
-                life, delay_s = self.life, (5.0 if slow else 0.05) * self._random.random()
-                self._stage.after(delay_s, lambda: self._start(life, launch, handle))
+                self._prepare(launch, handle)
+            case LetGo(key):
+                self.let_go(key)
             case AdoptLaunch(launch, handle):
                 self._later(lambda: self._adopt(launch, handle))
             case WatchLaunch(key, handle):
                 self.machine.watch(handle, partial(self._ended, self.life, key))
             case KillLaunch(_, handle, grace_s):
-                self._later(lambda: self.machine.kill(handle, grace_s))
+                self._later(lambda: self.kill(handle, grace_s))
             case PauseLaunch(key, handle) | ResumeLaunch(key, handle):
                 self._hold(key, handle, paused=isinstance(action, PauseLaunch))
             case SendReport(report):
@@ -333,7 +353,65 @@ class Runner:
             self.machine.node,
         )
 
+    def _prepare(self, launch: Launch, handle: Handle) -> None:
+        """Bring what a launch needs, which ends with this runner; then start it."""
+        self._preparing.add(launch.key)
+        takes_s = _PREPARES_S * self._random.random() if self._random.random() < 0.2 else 0.0
+        if takes_s:
+            event = LaunchProgressed(launch.key, "preparing 43 %")
+            self._later(lambda: self.post(event), takes_s / 2)
+        self._later(lambda: self._end_preparing(launch, handle), takes_s)
+
+    def _end_preparing(self, launch: Launch, handle: Handle) -> None:
+        if not self.may_start(launch.key):
+            return
+        if self.machine.is_away:
+            self.post(LaunchProgressed(launch.key, "waiting for process"))
+            self._later(lambda: self._end_preparing(launch, handle), _AGAIN_S)
+            return
+        self._preparing.discard(launch.key)
+        # It may begin after this runner has died: a start on its way is not called back.
+        slow = self._random.random() < 0.3
+        life, delay_s = self.life, (5.0 if slow else 0.05) * self._random.random()
+        self._stage.after(delay_s, lambda: self._start(life, launch, handle))
+
+    def may_start(self, key: str) -> bool:
+        """Say whether a launch that is prepared is still wanted."""
+        return key in self._preparing
+
+    def let_go(self, key: str) -> None:
+        """Give a launch up that is being prepared."""
+        if key in self._preparing:
+            self._preparing.discard(key)
+            self.post(LaunchLetGo(key))
+
+    def kill(self, handle: Handle, grace_s: float) -> None:
+        """Have a program ended, as soon as its backend can be asked."""
+        try:
+            self.machine.kill(handle, grace_s)
+        except BackendAway:
+            self._later(lambda: self.kill(handle, grace_s), _AGAIN_S)
+
+    def _lose_sight(self, life: int, launch: Launch, handle: Handle) -> None:
+        """Start something just when the backend goes away: it may begin, now or later, or not."""
+        becomes = self._random.random()
+        if becomes < 0.6:
+            late_s = 0.0 if becomes < 0.3 else 2.0 * self._random.random()
+            self._stage.after(late_s, partial(self._begin_unseen, launch, handle))
+        self.tell_lost(life, launch, handle)
+
+    def _begin_unseen(self, launch: Launch, handle: Handle) -> None:
+        self.machine.start(launch, handle)
+
+    def tell_lost(self, life: int, launch: Launch, handle: Handle) -> None:
+        """Say that nobody knows whether a start was one."""
+        event = LaunchBrokeOff(launch.key, "waiting for process")
+        self._stage.after(_AGAIN_S, lambda: self._post_as(life, event))
+
     def _start(self, life: int, launch: Launch, handle: Handle) -> None:
+        if self.machine.is_away:
+            self._lose_sight(life, launch, handle)
+            return
         trouble = self.machine.trouble
         if trouble == "before":
             self.machine.find(handle)
@@ -352,7 +430,11 @@ class Runner:
         )
 
     def _adopt(self, launch: Launch, handle: Handle) -> None:
-        finding = self.machine.find(handle)
+        try:
+            finding = self.machine.find(handle)
+        except BackendAway:
+            self._later(lambda: self._adopt(launch, handle), _AGAIN_S)
+            return
         fresh = self.machine.plan() if finding.found is Found.NEVER_STARTED else None
         self.post(LaunchFound(launch.key, finding, fresh))
 
@@ -363,10 +445,12 @@ class Runner:
         self._later(lambda: self._hold_now(key, handle, paused=paused), at - self._stage.now)
 
     def _hold_now(self, key: str, handle: Handle, *, paused: bool) -> None:
-        if self.machine.hold(handle, paused=paused):
-            self.post(LaunchHeld(key, paused))
-        else:
-            self.post(LaunchRefused(key, "it has ended"))
+        try:
+            is_held = self.machine.hold(handle, paused=paused)
+        except BackendAway:
+            self.post(LaunchRefused(key, "ask again later"))
+            return
+        self.post(LaunchHeld(key, paused) if is_held else LaunchRefused(key, "it has ended"))
 
     def _ended(self, life: int, key: str, program: Program) -> None:
         assert program.exit is not None

@@ -9,6 +9,7 @@ import pytest
 
 from tests.simulation.plan import (
     Act,
+    Away,
     ClockJump,
     Command,
     Cut,
@@ -99,4 +100,20 @@ def test_the_host_may_die_while_a_batch_is_made_or_ended_a_task_at_a_time(step: 
         EndBatch(4.0, 0),
         HostDies(4.0, step, down_s=0.1),
         piece=1,
+    )
+
+
+def test_an_end_in_time_that_is_learnt_after_the_limit_is_no_end_by_the_limit() -> None:
+    _play(
+        Submit(1.0, 0, "ada", Command(lasts_s=17.0), cores=0, time_limit_s=20.0),
+        Away(14.0, "n1", for_s=12.0),
+    )
+
+
+def test_what_was_killed_while_nobody_could_be_told_ends_once_somebody_can() -> None:
+    _play(
+        Submit(1.0, 0, "ada", Command(lasts_s=0.0)),
+        Away(8.0, "n1", for_s=8.0),
+        Steer(9.0, "kill", 0, 0),
+        RunnerDies(10.0, "n1", step=0, down_s=0.1),
     )

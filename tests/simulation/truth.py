@@ -27,6 +27,8 @@ class Truth:
         self.failed_starts: set[tuple[TaskId, int]] = set()
         #: Attempts whose end a runner was ordered and has committed to, by its node.
         self.ends_taken: set[tuple[NodeName, TaskId, int]] = set()
+        #: Attempts that a runner has stored as ended without having begun.
+        self.never: set[tuple[TaskId, int]] = set()
         #: Tasks that somebody asked to have tried again though they may still run.
         self.retried: set[TaskId] = set()
         #: Told of each launch before it begins.
@@ -47,6 +49,13 @@ class Truth:
     def begins(self, program: Program, beside: list[Program]) -> None:
         """Note that a program begins, beside those that run on its machine."""
         self.on_begin(program.launch)
+        promise(
+            (program.launch.task, program.launch.attempt) not in self.never,
+            "what ended without having begun never begins",
+            "{} begins on {}",
+            program.launch.key,
+            program.node,
+        )
         earlier = self.launches.setdefault(program.launch.task, [])
         for one in earlier:
             self._check_again(program, one)

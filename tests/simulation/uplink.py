@@ -30,6 +30,7 @@ from protocol.messages.runner import (
     Order,
     OrderKill,
     OrderPause,
+    OrderPull,
     OrderResume,
     Orders,
     OrderStart,
@@ -243,7 +244,7 @@ class Uplink:
         self._report()
 
     def _event(self, order: Order) -> NodeEvent:
-        if not isinstance(order, OrderStream):
+        if not isinstance(order, OrderStream | OrderPull):
             words = (self.node, type(order).__name__[5:].lower(), order.task, order.attempt)
             self._stage.tell("{} gets the order to {} {}/{}", *words)
         match order:

@@ -28,6 +28,7 @@ from tests.simulation.people import People
 from tests.simulation.plan import (
     Act,
     AskAgain,
+    Away,
     ClockJump,
     Crowd,
     Cut,
@@ -58,10 +59,10 @@ from tests.simulation.uplink import Uplink
 from tests.support.builders import a_node
 
 #: Seconds of quiet until books and truth are compared, how long news may be on
-#: their way then, until nothing may stand in the way of
+#: their way then, or something be made ready, until nothing may stand in the way of
 #: anything any more, and until all must be over.
 _SETTLED_AFTER_S: Final = 32.0
-_AGREE_WITHIN_S: Final = 8.0
+_AGREE_WITHIN_S: Final = 13.0
 _BEGUN_AFTER_S: Final = 180.0
 _OVER_AFTER_S: Final = 900.0
 #: How often it is looked whether all is over.
@@ -231,6 +232,11 @@ class World:
                 hurt = self.runners[node].machine
                 hurt.trouble = how
                 self.stage.after(for_s, partial(setattr, hurt, "trouble", ""))
+            case Away(_, node, for_s):
+                left = self.runners[node].machine
+                left.is_away = True
+                self.stage.tell("the backend of {} is away for {} s", node, for_s)
+                self.stage.after(for_s, left.come_back)
             case _:
                 assert_never(act)  # type: ignore[arg-type]
 
@@ -281,6 +287,7 @@ class World:
             runner.spare()
             runner.is_full = False
             runner.machine.trouble = ""
+            runner.machine.come_back()
             runner.boot()
             self.uplinks[name].is_mute = False
             self.weather[name].apart = self.weather[name].repeats = False

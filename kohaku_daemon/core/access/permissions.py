@@ -13,6 +13,7 @@ from protocol.errors import Forbidden, Unauthenticated
 from protocol.ids import UserName
 from protocol.methods import Method
 from protocol.models.access import Role
+from protocol.models.task import TaskSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,19 @@ def check_call(actor: Actor, method: Method[Any, Any]) -> None:
 def sees_all(actor: Actor) -> bool:
     """Say whether an actor may see the contents of everybody's tasks."""
     return actor.role.reaches(Role.OPERATOR)
+
+
+def check_powers(actor: Actor, spec: TaskSpec) -> None:
+    """Refuse a task the powers that its owner may not have, whatever nodes allow.
+
+    Raises:
+        Forbidden: It asks for a privileged container, and is no operator's.
+    """
+    if spec.privileged and not actor.role.reaches(Role.OPERATOR):
+        raise Forbidden(
+            f"privileged containers are for operators; {actor.user} is {actor.role}",
+            hint="leave out --privileged, or ask an operator to submit it",
+        )
 
 
 def may_see_contents(actor: Actor, owner: UserName) -> bool:

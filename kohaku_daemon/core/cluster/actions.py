@@ -25,7 +25,9 @@ from protocol.messages.runner import Order
 
 
 class SaveBatch(msgspec.Struct, frozen=True, gc=False):
-    """Store a new batch."""
+    """Store a new batch, or what has become known of one: its id stays, and all that is
+    looked for in the store.
+    """
 
     batch: BatchRecord
 
@@ -54,6 +56,12 @@ class ReadingsChanged(msgspec.Struct, frozen=True, gc=False):
     """Show a node's readings to those who watch."""
 
     node: NodeName
+
+
+class EnvironmentChanged(msgspec.Struct, frozen=True, gc=False):
+    """Show an environment to those who watch, and see what is to be done about it."""
+
+    name: str
 
 
 class SendOrder(msgspec.Struct, frozen=True, gc=False):
@@ -98,6 +106,7 @@ ClusterAction = (
     | DropDocument
     | NodeChanged
     | ReadingsChanged
+    | EnvironmentChanged
     | SendOrder
     | CloseLink
     | Answer

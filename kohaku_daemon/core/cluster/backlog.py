@@ -94,7 +94,9 @@ class _Pass:
     held: dict[NodeName, Hold]
     in_service: frozenset[NodeName]
     #: Nodes by suitability for a lane, best first, as far as they have been looked at.
-    ranked: dict[_LaneKey, list[tuple[tuple[int, float, str], Site]]] = field(default_factory=dict)
+    ranked: dict[_LaneKey, list[tuple[tuple[bool, int, float, str], Site]]] = field(
+        default_factory=dict
+    )
 
     #: Nodes that had room for a shape when it was first asked about: they only get fuller.
     able: dict[Request, list[Site]] = field(default_factory=dict)
@@ -395,7 +397,7 @@ class Backlog:
         lane: _Lane,
         head: TaskId,
         request: Request,
-        ranked: list[tuple[tuple[int, float, str], Site]],
+        ranked: list[tuple[tuple[bool, int, float, str], Site]],
         current: _Pass,
     ) -> list[Seat]:
         """Give a seat on the best node. A sorted list is a heap too; ranks are mended as found."""

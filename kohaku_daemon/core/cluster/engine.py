@@ -20,13 +20,24 @@ from kohaku_daemon.core.cluster.actions import (
     SendOrder,
 )
 from kohaku_daemon.core.cluster.copies import refuse_copy
+from kohaku_daemon.core.cluster.environments import KEPT_VERSIONS, Environments
 from kohaku_daemon.core.cluster.events import (
     ClusterEvent,
+    CreateAsked,
+    DeleteAsked,
     DrainAsked,
+    EnvironmentMade,
+    EnvironmentPacked,
+    FilesRemoved,
     JoinAsked,
     JoinTokenAsked,
     LabelAsked,
+    PackAsked,
+    PinAsked,
     PlacementDue,
+    PullAsked,
+    RegistryRemoveAsked,
+    RegistrySetAsked,
     RemoveAsked,
     RetryAsked,
     RunnerBeat,
@@ -47,12 +58,14 @@ from kohaku_daemon.core.cluster.long_work import PIECE, LongWork
 from kohaku_daemon.core.cluster.making import Making
 from kohaku_daemon.core.cluster.membership import Membership
 from kohaku_daemon.core.cluster.moves import Moves
+from kohaku_daemon.core.cluster.pinning import Pinning
 from kohaku_daemon.core.cluster.records import (
     DropDocument,
     JoinTokenRecord,
     Remnant,
     TaskRecord,
 )
+from kohaku_daemon.core.cluster.registries import Registries
 from kohaku_daemon.core.cluster.scribe import Scribe
 from kohaku_daemon.core.cluster.state import ClusterState, LiveBatch
 from kohaku_daemon.core.cluster.steering import Steering
@@ -94,6 +107,7 @@ class ClusterEngine:
         last_event: int = 0,
         heartbeat_s: float = 2.0,
         lost_after_s: float = 120.0,
+        environment_versions: int = KEPT_VERSIONS,
         piece: int = PIECE,
     ) -> None:
         self.state = state
@@ -104,6 +118,9 @@ class ClusterEngine:
         self._intake = Intake(state, ids, self._scribe, self._moves, self._making, self._works)
         self._steering = Steering(state, self._scribe, self._moves, self._works)
         self._membership = Membership(state, self._scribe, self._moves)
+        self._environments = Environments(state, self._scribe, environment_versions)
+        self._registries = Registries(state, self._scribe)
+        self._pinning = Pinning(state, self._scribe)
         self._silent_after_s = heartbeat_s * MISSED_HEARTBEATS
         self._lost_after_s = lost_after_s
         #: Seconds that the clock is ahead of the steady one, as of the last tick that told.
@@ -175,6 +192,26 @@ class ClusterEngine:
                 self._register(event)
             case RunnerGone():
                 self._gone(event)
+            case CreateAsked():
+                self._environments.create(event)
+            case PackAsked():
+                self._environments.pack(event)
+            case DeleteAsked():
+                self._environments.delete(event)
+            case PullAsked():
+                self._environments.pull(event)
+            case EnvironmentMade():
+                self._environments.take_made(event)
+            case EnvironmentPacked():
+                self._environments.take_packed(event)
+            case FilesRemoved():
+                self._environments.take_removed(event)
+            case RegistrySetAsked():
+                self._registries.set(event)
+            case RegistryRemoveAsked():
+                self._registries.remove(event)
+            case PinAsked():
+                self._pinning.pin(event)
             case StoreFailing(reason):
                 text = f"the host cannot store anything: {reason}"
                 self._scribe.tell("host.failing", text)
@@ -285,12 +322,21 @@ class ClusterEngine:
             if self._moves.spec_of(task).time_limit_s:
                 # Now its end is known, and what ends before that may go past a hold.
                 self.state.backlog.loosen(node.name)
-        self._moves.move(task, after, report.note or _SAID[report.state])
+        said = _SAID[report.state]
+        # How far a preparation is, is of the moment: it is the task's reason, and no history.
+        is_prepared = after is not TaskState.PREPARING
+        task.reason = "" if is_prepared else report.note
+        self._moves.move(task, after, report.note or said if is_prepared else said)
         if back:
             self._scribe.tell("task.back", f"task {task.id} is {after} on {node.name}", task=task)
 
     def _take_remark(self, task: TaskRecord, report: AttemptReport) -> None:
         """Keep what a runner has to say about a task that stays as it is, once."""
+        if task.state is TaskState.PREPARING:
+            if report.state is AttemptState.ACCEPTED and report.note != task.reason:
+                task.reason = report.note
+                self._moves.keep(task)
+            return
         said = any(
             change.attempt == task.attempt and change.cause == report.note
             for change in task.history

@@ -16,6 +16,7 @@ from kohaku_daemon.core.cluster.records import BatchRecord
 from protocol.ids import BatchId, NodeName, TaskId
 from protocol.messages.runner import AttemptReport
 from protocol.messages.task import SubmitTask
+from protocol.models.environment import Version
 from protocol.models.node import Inventory, Readings
 from protocol.models.task import TaskState
 
@@ -169,6 +170,99 @@ class RunnerGone:
 
 
 @dataclass(frozen=True, slots=True)
+class CreateAsked:
+    """An environment is to be made. Answered with it."""
+
+    actor: Actor
+    name: str
+    image: str
+
+
+@dataclass(frozen=True, slots=True)
+class PackAsked:
+    """An environment is to be packed as it is now. Answered with it."""
+
+    actor: Actor
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteAsked:
+    """An environment and all its versions are to go. Answered with it as it was."""
+
+    actor: Actor
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class PullAsked:
+    """The newest version is to be brought to nodes. Answered with their names."""
+
+    actor: Actor
+    name: str
+    #: Empty for all that can run containers.
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentMade:
+    """The container of an environment is there, or could not be made."""
+
+    name: str
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentPacked:
+    """A version of an environment was packed, or could not be."""
+
+    name: str
+    #: Without who asked for it; None if there is none.
+    version: Version | None = None
+    trouble: str = ""
+    #: There is no container any more that could be packed.
+    is_gone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FilesRemoved:
+    """Files of versions that were dropped are gone, and what else was to go."""
+
+    name: str
+    digests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrySetAsked:
+    """The cluster has a name at a registry. Answered with all of them."""
+
+    actor: Actor
+    registry: str
+    username: str
+    #: Of which only the registry and those who pull from it are told.
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryRemoveAsked:
+    """The cluster has no name at a registry any more. Answered with those that are left."""
+
+    actor: Actor
+    registry: str
+
+
+@dataclass(frozen=True, slots=True)
+class PinAsked:
+    """A node wants to know which image a batch runs. Answered with that, once it is kept."""
+
+    node: NodeName
+    batch: BatchId
+    reference: str
+    #: What the node found; empty if it has not looked.
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StoreFailing:
     """Nothing can be stored at present. Told once until it is well again."""
 
@@ -214,6 +308,16 @@ ClusterEvent = (
     | RunnerReported
     | RunnerBeat
     | RunnerGone
+    | CreateAsked
+    | PackAsked
+    | DeleteAsked
+    | PullAsked
+    | EnvironmentMade
+    | EnvironmentPacked
+    | FilesRemoved
+    | RegistrySetAsked
+    | RegistryRemoveAsked
+    | PinAsked
     | StoreFailing
     | StoreWell
     | Ticked

@@ -1,7 +1,8 @@
 """Tasks come into being: by a submission, or as the retry of others.
 
 Knows: that one request id makes its tasks once, what is refused at the door because no node
-could ever hold it, what a submission may wait for, and what a retry tries again.
+could ever hold it, what a submission may wait for, what it runs in, and what a retry tries
+again.
 Does not know: how tasks are made (``making``), when and where they are placed.
 """
 
@@ -11,8 +12,9 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from kohaku_daemon.core.access.permissions import may_steer
+from kohaku_daemon.core.access.permissions import check_powers, may_steer
 from kohaku_daemon.core.cluster.ended import Places
+from kohaku_daemon.core.cluster.environments import choose_image
 from kohaku_daemon.core.cluster.events import RetryAsked, SubmitAsked, WholeAsked
 from kohaku_daemon.core.cluster.long_work import LongWork, Work
 from kohaku_daemon.core.cluster.making import Making
@@ -26,6 +28,7 @@ from kohaku_daemon.core.task.validation import batch_size, check_request_id, che
 from protocol.errors import Conflict, Forbidden, NoFit, NotFound, Unavailable
 from protocol.ids import BatchId, NodeName, TaskId, UserName
 from protocol.messages.task import Retried, Submitted
+from protocol.models.access import Role
 from protocol.models.task import TaskState
 from protocol.snowflake import SnowflakeSource
 
@@ -64,6 +67,7 @@ class Intake:
         """
         request = event.request
         check_submission(request)
+        check_powers(event.actor, request.spec)
         owner = event.actor.user
         earlier = self._find_earlier(owner, request.request_id, event.digest, event.earlier)
         if earlier is not None:
@@ -86,6 +90,8 @@ class Intake:
             created_at=self._scribe.now,
             after=tuple(request.after),
             gang=request.gang,
+            image=choose_image(self._state, request.spec),
+            trusted=event.actor.role.reaches(Role.OPERATOR),
         )
         live = live_batch(batch, awaits)
         _refuse_hopeless(live, self._state.fleet.sites)
@@ -271,6 +277,10 @@ class Intake:
                 places=tuple(chosen.places),
                 created_at=self._scribe.now,
                 after=(),
+                image=choose_image(self._state, source.spec),
+                pinned="",
+                # Nobody gets more by having somebody else try it again, or after a demotion.
+                trusted=source.trusted and event.actor.role.reaches(Role.OPERATOR),
                 source=source.id,
                 replaces=tuple(chosen.runs),
                 by=event.actor.user,

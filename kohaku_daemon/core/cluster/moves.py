@@ -15,13 +15,14 @@ from typing import Final
 from msgspec.structs import replace
 
 from kohaku_daemon.core.cluster.actions import NodeChanged, SaveTask, SendOrder
+from kohaku_daemon.core.cluster.hosts import hosts_of
 from kohaku_daemon.core.cluster.long_work import LongWork, Work
 from kohaku_daemon.core.cluster.records import Remnant, TaskRecord
 from kohaku_daemon.core.cluster.scribe import Scribe
 from kohaku_daemon.core.cluster.state import LONGEST_DELAY_S, ClusterState, LiveBatch
 from kohaku_daemon.core.cluster.views import describe_exit
 from kohaku_daemon.core.task.lifecycle import TaskEvent, advance, ending
-from protocol.ids import NodeName, TaskId
+from protocol.ids import BatchId, NodeName, TaskId
 from protocol.messages.runner import OrderKill, OrderStart
 from protocol.models.task import Cause, Change, Claim, Exit, TaskSpec, TaskState
 
@@ -58,8 +59,14 @@ class Moves:
         """Place what fits, or a part of it: ``backlog.is_settled`` says whether that was all."""
         state = self._state
         seats = state.backlog.place_waiting(state.fleet.sites, self._scribe.now, self._ends_at)
-        for seat in seats:
-            self._assign(state.tasks[seat.task], seat.node, seat.claim)
+        placed = [self._assign(state.tasks[seat.task], seat.node, seat.claim) for seat in seats]
+        # All first: each of a gang is told where the others are. That is one answer for all of
+        # them, or a gang of 1024 would look up a million names.
+        hosts: dict[BatchId, tuple[str, ...]] = {}
+        for task in placed:
+            if task.batch not in hosts:
+                hosts[task.batch] = hosts_of(state, task.batch)
+            self._order(task, hosts[task.batch])
 
     def _ends_at(self, task_id: TaskId) -> float:
         """Give when a placed task has surely ended; infinity if nobody knows."""
@@ -69,7 +76,7 @@ class Moves:
             return math.inf
         return task.started_at + spec.time_limit_s + spec.grace_s
 
-    def _assign(self, task: TaskRecord, node: NodeName, claim: Claim) -> None:
+    def _assign(self, task: TaskRecord, node: NodeName, claim: Claim) -> TaskRecord:
         self._state.fleet.nodes[node].site.books.enter(task.id, claim)
         task.node = node
         task.claim = claim
@@ -78,10 +85,13 @@ class Moves:
         self._state.tasks_on(node)[task.id] = task
         self.move(task, advance(task.state, TaskEvent.PLACED), "placed")
         self._scribe.add(NodeChanged(node))
-        self.order_start(task)
+        return task
 
     def order_start(self, task: TaskRecord) -> None:
         """Order the present attempt of a task."""
+        self._order(task, hosts_of(self._state, task.batch))
+
+    def _order(self, task: TaskRecord, hosts: tuple[str, ...]) -> None:
         batch = self._state.batch_of(task).record
         spec = batch.spec
         if row := batch.row(task.index):
@@ -94,6 +104,9 @@ class Moves:
             size=batch.size,
             spec=spec,
             claim=task.claim or Claim(),
+            image=batch.image,
+            trusted=batch.trusted,
+            hosts=hosts,
         )
         self._scribe.add(SendOrder(task.node, order))
 
@@ -114,6 +127,10 @@ class Moves:
         """Add a step to a task's history, and keep it."""
         change = Change(self._scribe.now, task.state, cause, actor, task.attempt, task.node)
         task.history = _extend(task.history, change)
+        self.keep(task)
+
+    def keep(self, task: TaskRecord) -> None:
+        """Keep a task as it is now."""
         self._scribe.add(SaveTask(task, self._state.batch_of(task).record))
 
     def ask_end(self, task: TaskRecord, actor: str, cause: str = "end asked for") -> None:

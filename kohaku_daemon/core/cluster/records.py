@@ -17,6 +17,7 @@ import msgspec
 
 from protocol.ids import BatchId, NodeName, TaskId, UserName
 from protocol.models.access import Role
+from protocol.models.environment import EnvironmentState, Version, WantedImage
 from protocol.models.node import Inventory
 from protocol.models.target import Target
 from protocol.models.task import Change, Claim, Exit, TaskSpec, TaskState
@@ -42,6 +43,12 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     #: without having begun.
     after: tuple[TaskId, ...] = ()
     gang: bool = False
+    #: What its tasks run in, chosen when it was submitted; None for what each node itself is.
+    image: WantedImage | None = None
+    #: Digest of the image that ``image`` names by reference, from the first node that asked.
+    pinned: str = ""
+    #: Who submitted it is an operator, or more.
+    trusted: bool = False
     #: Of a batch made by a retry: the place of each task in the batch it was made from, whose
     #: ``size`` it keeps, in order; ``targets`` and ``rows`` are those of these tasks. Empty for
     #: all places.
@@ -191,8 +198,44 @@ class JoinTokenRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     created_by: str = ""
 
 
+class EnvironmentRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One environment, in cluster.json. Its container is found by its name and the cluster's id."""
+
+    name: str
+    #: The image it is made from.
+    source: str
+    state: EnvironmentState = EnvironmentState.CREATING
+    #: What went wrong with the last work; empty if nothing did.
+    trouble: str = ""
+    created_at: float = 0.0
+    created_by: UserName = UserName("")
+    #: The newest first.
+    versions: tuple[Version, ...] = ()
+    #: Who asked for the version that is being packed.
+    packed_by: UserName = UserName("")
+    #: Digests of versions that are dropped, as long as their files may be there.
+    dropped: tuple[str, ...] = ()
+    #: It was deleted: only what is left of it on the host machine is still to be removed.
+    deleted: bool = False
+
+
+class RegistryRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Whom the cluster is to one registry, in cluster.json."""
+
+    #: Host name and port, in lower case.
+    registry: str
+    username: str
+    #: In plain text, as registries want to be told it.
+    password: str
+    changed_at: float = 0.0
+    changed_by: UserName = UserName("")
+
+    def __repr__(self) -> str:
+        return f"RegistryRecord({self.registry!r}, {self.username!r})"
+
+
 #: What is kept in cluster.json: small, and an admin may want to read it.
-Document = NodeRecord | TokenRecord | JoinTokenRecord
+Document = NodeRecord | TokenRecord | JoinTokenRecord | EnvironmentRecord | RegistryRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +247,7 @@ class PutDocument:
 
 @dataclass(frozen=True, slots=True)
 class DropDocument:
-    """Forget the record of this kind and key: a node's name, a token's digest."""
+    """Forget the record of this kind and key: a name, or a token's digest."""
 
     kind: type[Document]
     key: str

@@ -13,7 +13,12 @@ from typing import Final
 
 from kohaku_daemon.core.cluster.backlog import Backlog
 from kohaku_daemon.core.cluster.fleet import Fleet
-from kohaku_daemon.core.cluster.records import BatchRecord, TaskRecord
+from kohaku_daemon.core.cluster.records import (
+    BatchRecord,
+    EnvironmentRecord,
+    RegistryRecord,
+    TaskRecord,
+)
 from kohaku_daemon.core.placement.request import Request, request_of
 from protocol.ids import BatchId, NodeName, TaskId, UserName
 from protocol.models.target import Target
@@ -60,7 +65,10 @@ def live_batch(record: BatchRecord, awaits: Iterable[int] = ()) -> LiveBatch:
     """Make a batch's live part. ``awaits``: what of its ``after`` has not completed."""
     targets: tuple[Target | None, ...] = record.targets or (None,)
     # Many targets are few shapes: to make and compare each is what a large batch costs.
-    shapes = {target: request_of(record.spec, target) for target in dict.fromkeys(targets)}
+    shapes = {
+        target: request_of(record.spec, target, trusted=record.trusted)
+        for target in dict.fromkeys(targets)
+    }
     requests = tuple(map(shapes.__getitem__, targets))
     return LiveBatch(record, requests, awaits=set(awaits))
 
@@ -71,6 +79,10 @@ class ClusterState:
 
     cluster: str
     fleet: Fleet = field(default_factory=Fleet)
+    #: By name, those that are deleted and not yet gone too.
+    environments: dict[str, EnvironmentRecord] = field(default_factory=dict)
+    #: By host name and port.
+    registries: dict[str, RegistryRecord] = field(default_factory=dict)
     #: Every task that has not ended, lost ones included.
     tasks: dict[TaskId, TaskRecord] = field(default_factory=dict)
     batches: dict[BatchId, LiveBatch] = field(default_factory=dict)

@@ -92,7 +92,11 @@ class Steering:
         task = self._state.tasks.get(task_id)
         if task is None:
             ended = event.ended.get(task_id)
-            return f"it is {ended} already" if ended is not None else "there is no such task"
+            if ended is not None:
+                return f"it is {ended} already"
+            if BatchId(task_id) in self._state.batches:
+                return f"it is a batch, see: kohaku batch show {task_id}"
+            return "there is no such task"
         if not may_steer(event.actor, task.owner):
             return "it belongs to somebody else"
         match event.verb:

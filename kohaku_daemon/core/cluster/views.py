@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from typing import Final
 
 from msgspec.structs import replace
@@ -13,6 +14,7 @@ from kohaku_daemon.core.cluster.records import BatchRecord, TaskRecord
 from kohaku_daemon.core.cluster.state import ClusterState, LiveBatch
 from kohaku_daemon.core.placement.gang import plan_gang
 from kohaku_daemon.core.placement.place import verdict
+from kohaku_daemon.core.placement.words import name_by_id, say_place
 from protocol.ids import BatchId, NodeName, TaskId
 from protocol.messages.cluster import Status
 from protocol.models.node import Claimed, NodeState
@@ -57,10 +59,10 @@ def view_task(task: TaskRecord, batch: BatchRecord, *, history: bool = False) ->
 
 
 def brief_task(task: Task) -> Task:
-    """Make a row of bounded size: without variables, and with a long command cut."""
+    """Make a row of bounded size: without variables and mounts, and with a long command cut."""
     spec = task.spec
-    if spec.env or sum(map(len, spec.command)) > _LONGEST_BRIEF:
-        spec = replace(spec, env={}, command=_cut(spec.command))
+    if spec.env or spec.mounts or sum(map(len, spec.command)) > _LONGEST_BRIEF:
+        spec = replace(spec, env={}, mounts=(), command=_cut(spec.command))
         return replace(task, spec=spec)
     return task
 
@@ -78,13 +80,13 @@ def _cut(command: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def redact_task(task: Task, actor: Actor) -> Task:
-    """Blank what an actor may not see: command, variables, working directory."""
+    """Blank what an actor may not see: command, variables, working directory, mounts."""
     return task if may_see_contents(actor, task.owner) else hide_contents(task)
 
 
 def hide_contents(task: Task) -> Task:
-    """Blank a task's command, variables and working directory."""
-    spec = replace(task.spec, command=_HIDDEN, env={}, workdir="")
+    """Blank a task's command, variables, working directory and mounts."""
+    spec = replace(task.spec, command=_HIDDEN, env={}, workdir="", mounts=())
     return replace(task, spec=spec)
 
 
@@ -94,6 +96,9 @@ def explain_task(state: ClusterState, task: TaskRecord) -> Explanation:
     request = batch.request(task.index)
     if task.state is not TaskState.QUEUED:
         summary = describe(task, batch.record.spec, _absence(state, task.node))
+        place = _say_place(state, task)
+        if place:
+            summary = f"{summary}; it holds {place}"
         return Explanation(task.id, task.state, summary)
     held_back = _say_held_back(state, task)
     if held_back:
@@ -106,12 +111,26 @@ def explain_task(state: ClusterState, task: TaskRecord) -> Explanation:
             if held_for is not None and held_for != task.id
             else ""
         )
-        verdicts.append(verdict(request, node.site, reason))
+        verdicts.append(verdict(request, node.site, reason, partial(_name_task, state)))
     ahead = state.backlog.ahead_of(task.id)
     summary = _summary(state, verdicts)
     if batch.record.gang:
         summary = _summary_of_gang(state, batch, summary)
     return Explanation(task.id, task.state, summary, ahead, tuple(verdicts))
+
+
+def _name_task(state: ClusterState, name: TaskId) -> str:
+    """Say which task one is; of one that has ended nobody asks whose it was."""
+    task = state.tasks.get(name)
+    return f"task {name} of {task.owner}" if task is not None else name_by_id(name)
+
+
+def _say_place(state: ClusterState, task: TaskRecord) -> str:
+    """Say which GPUs and NUMA nodes a task has; empty if it has none, or they are like others."""
+    node = state.fleet.nodes.get(task.node)
+    if node is None or task.claim is None:
+        return ""
+    return say_place(task.claim, node.site.books)
 
 
 def _say_held_back(state: ClusterState, task: TaskRecord) -> str:
@@ -279,7 +298,7 @@ def view_status(
                 tasks=node.record.inventory.max_tasks,
                 cores=len(node.record.inventory.cores),
                 memory=node.record.inventory.memory,
-                gpus=len(node.record.inventory.gpus),
+                gpus=len(node.record.inventory.claimable_gpus),
             )
             for node in nodes
             if node.is_online

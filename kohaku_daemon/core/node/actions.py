@@ -34,7 +34,10 @@ class Forget(msgspec.Struct, frozen=True):
 
 
 class StartLaunch(msgspec.Struct, frozen=True):
-    """Have the backend start it; comes back as LaunchStarted or LaunchFailed."""
+    """Have the backend bring what it needs, then start it.
+
+    Comes back as LaunchStarted, LaunchFailed or LaunchBrokeOff, and meanwhile LaunchProgressed.
+    """
 
     launch: Launch
     handle: Handle
@@ -43,6 +46,12 @@ class StartLaunch(msgspec.Struct, frozen=True):
     def key(self) -> str:
         """Of the launch."""
         return self.launch.key
+
+
+class LetGo(msgspec.Struct, frozen=True):
+    """Do not start it if its start has not been tried; comes back as LaunchLetGo if it was not."""
+
+    key: str
 
 
 class AdoptLaunch(msgspec.Struct, frozen=True):
@@ -121,6 +130,7 @@ NodeAction = (
     Remember
     | Forget
     | StartLaunch
+    | LetGo
     | AdoptLaunch
     | WatchLaunch
     | KillLaunch

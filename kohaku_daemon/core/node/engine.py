@@ -19,6 +19,7 @@ from kohaku_daemon.core.node.actions import (
     AdoptLaunch,
     Forget,
     KillLaunch,
+    LetGo,
     NodeAction,
     PauseLaunch,
     Remember,
@@ -32,10 +33,13 @@ from kohaku_daemon.core.node.actions import (
 from kohaku_daemon.core.node.events import (
     DeadlinePassed,
     KillOrdered,
+    LaunchBrokeOff,
     LaunchExited,
     LaunchFailed,
     LaunchFound,
     LaunchHeld,
+    LaunchLetGo,
+    LaunchProgressed,
     LaunchRefused,
     LaunchStarted,
     NodeEvent,
@@ -58,6 +62,8 @@ _FENCED_LAUNCHES: Final = 10_000
 _ALIVE: Final = frozenset({AttemptState.RUNNING, AttemptState.PAUSED})
 #: How a launch may end that was ended for its time limit. Of others the kernel knows better.
 _BY_ITSELF: Final = frozenset({Cause.EXITED, Cause.SIGNALLED})
+#: Seconds by which the time of an end may be cut off, at most a clock tick of the kernel's.
+_CLOCK_GRAIN_S: Final = 0.01
 _NO_SPEC: Final = TaskSpec(command=())
 
 
@@ -69,7 +75,8 @@ class NodeEngine:
         #: The end of each settled launch, the oldest first: all that is said if it is ordered
         #: again.
         self._settled: OrderedDict[str, AttemptReport] = OrderedDict()
-        #: Launches of an earlier run whose fate is being asked of their backends.
+        #: Launches whose fate is being asked of their backends: of an earlier run, or such as
+        #: were lost sight of while they were started.
         self._unknown: set[str] = set()
         #: Launches that an earlier run was about to start; None once the host has taken this
         #: run in, and they have been.
@@ -82,6 +89,11 @@ class NodeEngine:
         """Whether the fate of every launch of an earlier run is known."""
         return not self._unknown
 
+    @property
+    def is_taken_in(self) -> bool:
+        """Whether the host has taken this run in, and so this is no copy of its node."""
+        return self._afresh is None
+
     def attempts(self) -> tuple[AttemptReport, ...]:
         """Give what a new link is told: every launch the host may not know the end of."""
         return tuple(record.report() for record in self._records.values())
@@ -89,6 +101,10 @@ class NodeEngine:
     def live(self) -> list[LaunchRecord]:
         """Give the launches that run or are held."""
         return [record for record in self._records.values() if self._is_alive(record)]
+
+    def handles(self) -> list[Handle]:
+        """Give the handle of each launch whose end the host may not know."""
+        return [one.handle for one in self._records.values() if one.handle is not None]
 
     def record(self, key: str) -> LaunchRecord | None:
         """Give one launch whose end the host may not know."""
@@ -133,6 +149,12 @@ class NodeEngine:
             case LaunchFailed():
                 exit_ = Exit(Cause.START_FAILED, message=event.message)
                 self._end(event.key, exit_, now, later=False)
+            case LaunchBrokeOff():
+                self._break_off(event)
+            case LaunchLetGo():
+                self._end_unbegun(event.key)
+            case LaunchProgressed():
+                self._progressed(event)
             case LaunchExited():
                 self._exited(event)
             case LaunchHeld():
@@ -195,6 +217,10 @@ class NodeEngine:
                 record.kill_asked = True
                 record.grace_s = event.grace_s
                 self._remember(record, later=True)
+            if record.state is AttemptState.ACCEPTED and key not in self._unknown:
+                # What it needs may take minutes to come. If its start has been tried already,
+                # nothing comes of this and it is killed once it is known to run.
+                self._out.append(LetGo(key))
             self._kill_if_alive(record)
 
     def _kill_if_alive(self, record: LaunchRecord) -> None:
@@ -238,8 +264,9 @@ class NodeEngine:
         if record is None or record.state is AttemptState.ENDED:
             return
         self._unknown.discard(key)
+        _say_no_progress(record)
         record.state = AttemptState.ENDED
-        record.exit = _name_limit(record, exit_)
+        record.exit = _name_limit(record, exit_, at)
         record.at = at
         self._remember(record, later=later)
         self._report(record)
@@ -250,6 +277,25 @@ class NodeEngine:
         """End what never began. Only the vault will know that it never may."""
         exit_ = Exit(Cause.KILLED, message="it never began")
         self._end(key, exit_, self._now, later=False)
+
+    def _break_off(self, event: LaunchBrokeOff) -> None:
+        """Have found out whether a launch runs: started again under its handle, it could twice."""
+        record = self._records.get(event.key)
+        if record is None or record.handle is None or event.key in self._unknown:
+            return
+        if record.state is not AttemptState.ACCEPTED:
+            return
+        record.note = event.note
+        self._report(record)
+        self._unknown.add(record.key)
+        self._out.append(AdoptLaunch(record.launch, record.handle))
+
+    def _progressed(self, event: LaunchProgressed) -> None:
+        """Pass on how far a launch is. Not worth a commit: after a crash it is said anew."""
+        record = self._records.get(event.key)
+        if record is not None and record.state is AttemptState.ACCEPTED:
+            record.note = event.note
+            self._report(record)
 
     def _held(self, event: LaunchHeld) -> None:
         record = self._records.get(event.key)
@@ -271,6 +317,7 @@ class NodeEngine:
         if record is None or event.key not in self._unknown or record.handle is None:
             return
         self._unknown.discard(event.key)
+        _say_no_progress(record)
         finding = event.finding
         match finding.found:
             case Found.NEVER_STARTED:
@@ -292,7 +339,7 @@ class NodeEngine:
                 assert_never(finding.found)
 
     def _start_afresh(self, record: LaunchRecord, fresh: Handle | None) -> None:
-        """Start what the last run was about to start. It never ran, so this is its first time.
+        """Start what was about to be started. It never ran, so this is its first time.
 
         Not before the host has taken this run in. If our data folder is a copy, its original
         may be about to start the same, and the host lets only one of the two be the node.
@@ -339,6 +386,7 @@ class NodeEngine:
             return
         if not record.kill_asked and not record.timed_out:
             record.timed_out = True
+            record.timed_out_at = self._now
             self._remember(record, later=True)
         self._out.append(KillLaunch(key, record.handle, record.launch.spec.grace_s))
 
@@ -370,11 +418,19 @@ class NodeEngine:
         self._out.append(SendReport(record.report()))
 
 
-def _name_limit(record: LaunchRecord, exit_: Exit) -> Exit:
+def _say_no_progress(record: LaunchRecord) -> None:
+    """Take back what was said of a launch that had not begun: it does, ends, or is begun anew."""
+    if record.state is AttemptState.ACCEPTED:
+        record.note = ""
+
+
+def _name_limit(record: LaunchRecord, exit_: Exit, at: float) -> Exit:
     """Say of a launch that was ended for its time limit that this is why.
 
     The cause says it all: which limit is in the spec, and what the backend had to say stays.
     """
     if not record.timed_out or exit_.cause not in _BY_ITSELF:
         return exit_
+    if at < record.timed_out_at - _CLOCK_GRAIN_S:
+        return exit_  # it had ended in time, and its backend was away and could not say so
     return replace(exit_, cause=Cause.TIME_LIMIT)

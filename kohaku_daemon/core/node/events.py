@@ -55,6 +55,26 @@ class LaunchFailed(msgspec.Struct, frozen=True):
     message: str
 
 
+class LaunchBrokeOff(msgspec.Struct, frozen=True):
+    """A backend was lost while it started a launch: it may have, or may still."""
+
+    key: str
+    note: str
+
+
+class LaunchLetGo(msgspec.Struct, frozen=True):
+    """The shell has let go of a launch before its start was tried; it will not be."""
+
+    key: str
+
+
+class LaunchProgressed(msgspec.Struct, frozen=True):
+    """There is something new to say of a launch that has not begun."""
+
+    key: str
+    note: str
+
+
 class LaunchExited(msgspec.Struct, frozen=True):
     """A launch has ended. Times are UTC seconds."""
 
@@ -79,7 +99,10 @@ class LaunchRefused(msgspec.Struct, frozen=True):
 
 
 class LaunchFound(msgspec.Struct, frozen=True):
-    """After a restart: what became of a launch. ``fresh`` is a new handle to start it under."""
+    """What became of a launch, after a restart or a start that broke off.
+
+    ``fresh`` is a new handle to start it under.
+    """
 
     key: str
     finding: Finding
@@ -105,6 +128,9 @@ NodeEvent = (
     | ResumeOrdered
     | LaunchStarted
     | LaunchFailed
+    | LaunchBrokeOff
+    | LaunchLetGo
+    | LaunchProgressed
     | LaunchExited
     | LaunchHeld
     | LaunchRefused

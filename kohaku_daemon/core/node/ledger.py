@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 
 from kohaku_daemon.core.node.actions import Forget, NodeAction, Remember, RemoveLaunch
 from kohaku_daemon.core.node.records import LaunchRecord
+from kohaku_daemon.core.workload import Handle
 from protocol.messages.runner import AttemptReport, AttemptState
 
 
@@ -108,6 +109,12 @@ class Ledger:
                 # It may just be written all the same.
                 self.later.voids[key] = None
         return sorted(keys)
+
+    def leaving(self) -> list[Handle]:
+        """Give the handle of each launch that is removed once a commit is through."""
+        bundles = (self.under_way, self.open, self.later)
+        owed = (action for bundle in bundles if bundle is not None for action in bundle.owed)
+        return [action.handle for action in owed if isinstance(action, RemoveLaunch)]
 
     def tellable(self, reports: Iterable[AttemptReport]) -> Iterator[AttemptReport]:
         """Give what a new link may be told of launches: no more than the disk has."""

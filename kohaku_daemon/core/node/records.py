@@ -26,12 +26,15 @@ class LaunchRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     at: float = 0.0
     started_at: float = 0.0
     exit: Exit | None = None
+    #: Of one that has not begun, how far that is: never written for its own sake.
     note: str = ""
     #: Its end has been asked for; asked again after a restart.
     kill_asked: bool = False
     grace_s: float = 10.0
     #: It has reached its time limit and is being ended for that.
     timed_out: bool = False
+    #: UTC seconds by the runner's clock when it was told to end for that.
+    timed_out_at: float = 0.0
     #: The host has the end for good. Kept a while so that a repeated order is refused.
     settled: bool = False
 

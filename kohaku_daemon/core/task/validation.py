@@ -2,9 +2,10 @@
 
 Knows: what every request must look like, whatever the cluster has. Sizes are bounded here
 so that no single request is dear to keep, and that each of its orders fits into one frame of
-256 KiB: at most 173 KiB of a spec, and 69 KiB of a claim of 8192 cores (the largest NR_CPUS
-of Linux) and 1024 GPUs.
-Does not know: nodes; whether it fits somewhere is placement's question.
+256 KiB: at most 176 KiB of a spec with its image and the names of its batch's machines, and
+69 KiB of a claim of 8192 cores (the largest NR_CPUS of Linux) and 1024 GPUs.
+Does not know: nodes; whether it fits somewhere is placement's question. Containers have a
+module of their own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from kohaku_daemon.core.task.containers import LONGEST_PATH, check_container, texts
 from protocol.errors import BadRequest
 from protocol.messages.task import LARGEST_BATCH, SubmitTask
 from protocol.models.target import Target, render_target
@@ -22,9 +24,10 @@ from protocol.models.task import TaskSpec
 _LARGEST_COMMAND: Final = 96 * 1024
 #: Of one task: of ``env`` and its row together.
 _LARGEST_ENV: Final = 64 * 1024
+_LARGEST_MOUNTS: Final = 16 * 1024
+#: Of what these three have together in one order, with the names of machines.
+_LARGEST_WHOLE: Final = 160 * 1024
 _LARGEST_ROWS: Final = 4 * 1024 * 1024
-#: PATH_MAX of Linux without the NUL at its end.
-_LONGEST_PATH: Final = 4095
 _MOST_LABELS: Final = 64
 #: What MessagePack writes before a text, at most. Counted with each, or a command of nothing
 #: but empty arguments would have no size.
@@ -36,6 +39,10 @@ _LONGEST_TIME_LIMIT_S: Final = 10 * 366 * 86400.0
 _MOST_RETRIES: Final = 100
 _MOST_AWAITED: Final = 100
 _LARGEST_GANG: Final = 1024
+#: Machines of a batch whose names its tasks are told; of larger batches they are told none.
+MOST_HOSTS: Final = 1024
+#: HOST_NAME_MAX of Linux. No node's name is longer.
+LONGEST_HOST: Final = 64
 _PRIORITIES: Final = range(-1000, 1001)
 
 
@@ -60,7 +67,8 @@ def check_submission(request: SubmitTask) -> None:
         raise BadRequest(f"a batch has 1 to {LARGEST_BATCH} tasks")
     _check_spec(request.spec)
     _check_order(request)
-    _check_rows(request.rows, request.spec.env)
+    largest_row = _check_rows(request.rows, request.spec.env)
+    _check_whole(request, largest_row)
     for target in dict.fromkeys(request.targets):  # many tasks, and few nodes
         _check_target(target, request.spec)
 
@@ -111,14 +119,17 @@ def _check_spec(spec: TaskSpec) -> None:
     check_labels(spec.labels)
     if len(spec.backend) > 64 or not spec.backend.isprintable():
         raise BadRequest("backend must be at most 64 printable characters")
-    if _bytes(spec.workdir) > _LONGEST_PATH:
-        raise BadRequest(f"workdir is longer than {_LONGEST_PATH} bytes")
+    if _bytes(spec.workdir) > LONGEST_PATH:
+        raise BadRequest(f"workdir is longer than {LONGEST_PATH} bytes")
     if spec.workdir and (not spec.workdir.startswith("/") or "\0" in spec.workdir):
         raise BadRequest(f"workdir {spec.workdir!r} is not an absolute path")
     if not 0 <= spec.cores <= 65536:
         raise BadRequest(f"cores must be 0 to 65536, not {spec.cores}")
     if not 0 <= spec.memory <= 2**53:
         raise BadRequest(f"memory must be 0 or more bytes, not {spec.memory}")
+    check_container(spec)
+    if _size_of_mounts(spec) > _LARGEST_MOUNTS:
+        raise BadRequest("mounts hold more than 16 KiB", hint="mount the folder that these are in")
     if 0 < spec.memory < 2**20:
         raise BadRequest(
             f"memory of {spec.memory} bytes is less than 1 MiB", hint="sizes take K, M, G: -m 64M"
@@ -168,9 +179,10 @@ def _check_target(target: Target, spec: TaskSpec) -> None:
         )
 
 
-def _check_rows(rows: Sequence[Mapping[str, str]], env: Mapping[str, str]) -> None:
+def _check_rows(rows: Sequence[Mapping[str, str]], env: Mapping[str, str]) -> int:
+    """Check each row and all of them together; give the size of the largest."""
     room = _LARGEST_ENV - _size_of_env(env)
-    total = 0
+    total = largest = 0
     for row in rows:
         _check_variables("rows", row)
         size = _size_of_env(row)
@@ -180,8 +192,26 @@ def _check_rows(rows: Sequence[Mapping[str, str]], env: Mapping[str, str]) -> No
                 hint="put large values into files",
             )
         total += size
+        largest = max(largest, size)
     if total > _LARGEST_ROWS:
         raise BadRequest("rows hold more than 4 MiB", hint="put large values into files")
+    return largest
+
+
+def _check_whole(request: SubmitTask, largest_row: int) -> None:
+    """Keep what may be large in an order small enough together."""
+    spec = request.spec
+    size = sum(map(_size, spec.command)) + _size_of_env(spec.env) + largest_row
+    size += _size_of_mounts(spec)
+    told = batch_size(request) if request.gang or request.targets else 0
+    hosts = told * (_HEADER + LONGEST_HOST) if told <= MOST_HOSTS else 0
+    if size > _LARGEST_WHOLE - hosts:
+        beside = f" beside the names of {told} machines" if hosts else ""
+        raise BadRequest(
+            f"command, env and mounts hold more than {(_LARGEST_WHOLE - hosts) // 1024} KiB"
+            f" together{beside}",
+            hint="put the command into a script and large values into files",
+        )
 
 
 def _check_variables(field: str, env: Mapping[str, str]) -> None:
@@ -201,6 +231,10 @@ def _plain(number: float) -> str:
 
 def _size_of_env(env: Mapping[str, str]) -> int:
     return sum(_size(key) + _size(value) for key, value in env.items())
+
+
+def _size_of_mounts(spec: TaskSpec) -> int:
+    return sum(map(_size, texts(spec)))
 
 
 def _size(text: str) -> int:

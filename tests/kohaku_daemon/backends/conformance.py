@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import pytest
 
@@ -190,6 +190,9 @@ async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
 class Conformance:
     """What every backend promises."""
 
+    #: How many tasks start at once, where that is asked for.
+    many: ClassVar[int] = 50
+
     @pytest.mark.parametrize("code", [0, 3, 137, 255])
     async def test_a_code_is_told_as_it_was_returned(self, rig: Rig, code: int) -> None:
         assert (await rig.run(rig.programs.exits(code)))[0] == Exit(Cause.EXITED, code=code)
@@ -234,6 +237,38 @@ class Conformance:
             assert finding.found is Found.NEVER_STARTED
         with pytest.raises(BackendFailed):
             await rig.backend.start(launch, handle, folders)
+
+    async def test_it_is_prepared_by_any_number_at_once_and_again(self, rig: Rig) -> None:
+        launch, handle, folders = rig.launch(rig.programs.prints("ready\n", ""))
+        said: list[str] = []
+        await asyncio.gather(*(rig.backend.prepare(launch, said.append) for _ in range(3)))
+        said.clear()
+        await rig.backend.prepare(launch, said.append)
+        assert said == [], "what is there already needs no words"
+        await rig.backend.start(launch, handle, folders)
+        await rig.watch(handle).wait()
+        assert folders.stdout.read_text() == "ready\n"
+
+    async def test_what_nobody_wants_is_removed_and_nothing_else(self, rig: Rig) -> None:
+        works = rig.programs.works()
+        wanted, unwanted = (await rig.start(works))[0], (await rig.start(works))[0]
+        _, planned, _ = rig.launch(works)
+
+        async def is_gone() -> bool:
+            await rig.backend.tidy([wanted, planned])
+            finding = await rig.backend.adopt(unwanted)
+            return finding.found not in (Found.RUNNING, Found.PAUSED)
+
+        await rig.restart()
+        await until(is_gone)
+        assert await rig.backend.read(unwanted) is None
+        assert (await rig.backend.adopt(wanted)).found is Found.RUNNING
+
+    async def test_it_is_well_and_says_so(self, rig: Rig) -> None:
+        assert rig.backend.trouble == ""
+
+    async def test_the_first_process_of_the_machine_is_no_task(self, rig: Rig) -> None:
+        assert rig.backend.owner(1, "0::/init.scope\n") is None
 
     async def test_a_kill_without_grace_ends_the_whole_tree(self, rig: Rig) -> None:
         handle = await rig.start_ready(rig.programs.refuses_term(), 2)
@@ -371,8 +406,8 @@ class Conformance:
         assert folders.stdout.read_text() == "once\n"
 
     async def test_many_start_at_once(self, rig: Rig) -> None:
-        exits = await asyncio.gather(*(rig.run(rig.programs.exits(n)) for n in range(50)))
-        assert [exit_.code for exit_, _ in exits] == list(range(50))
+        exits = await asyncio.gather(*(rig.run(rig.programs.exits(n)) for n in range(self.many)))
+        assert [exit_.code for exit_, _ in exits] == list(range(self.many))
 
     async def test_remove_waits_for_the_end_and_may_be_repeated(self, rig: Rig) -> None:
         handle, folders = await rig.start(rig.programs.works())

@@ -11,7 +11,7 @@ from kohaku_daemon.backends.mock import MockBackend, MockWorld
 from kohaku_daemon.core.node.records import LaunchRecord
 from kohaku_daemon.runner.backend_kit import BackendKit
 from kohaku_daemon.runner.config import RunnerConfig
-from kohaku_daemon.runner.daemon import VAULT, Runner
+from kohaku_daemon.runner.daemon import VAULT, Runner, image_source
 from kohaku_daemon.runner.memory import Identity, Memory
 from kohaku_daemon.store.vault import Vault
 from kohaku_daemon.supervise import spawn
@@ -73,7 +73,7 @@ class Machine:
         self.backend = backend or MockBackend(self.world)
         kit = BackendKit({"mock": self.backend}, (await self.backend.open(),), "mock")
         self._stop = asyncio.Event()
-        runner = Runner(self.config, self._memory, kit)
+        runner = Runner(self.config, self._memory, kit, image_source(self.config, self._memory))
         self._job = spawn(self._run(runner), name="runner")
 
     async def stop(self) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import pytest
 from msgspec.structs import replace
 
+from kohaku_daemon.backends.base import OnProgress
+from kohaku_daemon.backends.mock import MockBackend
 from kohaku_daemon.core.node.records import LaunchRecord
 from kohaku_daemon.core.workload import Launch
 from kohaku_daemon.runner.memory import Memory
@@ -16,7 +19,8 @@ from kohaku_daemon.runner.outbox import MOST_REPORTS
 from kohaku_daemon.store.vault import Vault
 from protocol.errors import Unavailable
 from protocol.ids import BatchId, TaskId
-from protocol.messages.runner import AttemptState, OrderKill, OrderPause, OrderResume
+from protocol.messages.runner import AttemptState, OrderKill, OrderPause, OrderPull, OrderResume
+from protocol.models.environment import ImageReading, Version, WantedImage
 from protocol.models.task import Cause, Exit, TaskSpec
 from tests.kohaku_daemon.runner.fake_host import FakeHost, said
 from tests.kohaku_daemon.runner.machine import Machine, a_start
@@ -275,3 +279,34 @@ async def test_a_time_limit_holds_over_a_restart_of_the_runner(
     record = await machine.settled("1-1")
     assert record.exit is not None
     assert record.exit.cause is Cause.TIME_LIMIT
+
+
+async def test_an_order_to_bring_an_image_starts_nothing_and_holds_nothing_up(
+    host: FakeHost, machine: Machine
+) -> None:
+    fetched: list[str] = []
+
+    class Holder:
+        async def fetch(self, image: WantedImage, on_progress: OnProgress) -> None:
+            fetched.append(image.environment)
+            await asyncio.Event().wait()
+
+        async def collect(self, wanted: Collection[str] = ()) -> int:
+            return 0
+
+        def name_of(self, launch: Launch) -> str:
+            return ""
+
+        def readings(self) -> tuple[ImageReading, ...]:
+            return (ImageReading("abc", percent=43.0),) if fetched else ()
+
+    class BackendWithImages(MockBackend):
+        images = Holder()
+
+    await machine.start(BackendWithImages(machine.world))
+    version = Version(digest="abc", size=1, pieces="", image="sha256:1")
+    host.order(OrderPull(image=WantedImage(environment="demo", version=version)), a_start(1))
+    await machine.settled("1-1")
+    await until(lambda: fetched == ["demo"])
+    await until(lambda: host.beats[-1].images == (ImageReading("abc", percent=43.0),))
+    await machine.stop()

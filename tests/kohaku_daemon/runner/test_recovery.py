@@ -149,7 +149,7 @@ class Unsure(MockBackend):
 async def test_nothing_is_said_to_the_host_before_every_fate_is_known(
     host: FakeHost, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kohaku_daemon.runner.effects._ASK_FIRST_S", 0.01)
+    monkeypatch.setattr("kohaku_daemon.runner.patience.FIRST_S", 0.01)
     await machine.start()
     host.order(a_start(1, run_s="forever"))
     await until(lambda: host.state(1) is RUNNING)

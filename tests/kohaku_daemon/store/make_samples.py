@@ -9,10 +9,12 @@ from pathlib import Path
 from kohaku_daemon.core.cluster.records import (
     AuditRecord,
     BatchRecord,
+    EnvironmentRecord,
     EventRecord,
     JoinTokenRecord,
     NodeRecord,
     PutDocument,
+    RegistryRecord,
     TaskRecord,
     TokenRecord,
 )
@@ -22,6 +24,7 @@ from kohaku_daemon.store.tasks import Group, TaskStore, batch_row, task_row
 from kohaku_daemon.store.vault import Vault
 from protocol.ids import BatchId, NodeName, TaskId, UserName
 from protocol.models.access import Role
+from protocol.models.environment import EnvironmentState, Version
 from protocol.models.node import Gpu, Inventory, NumaNode
 from protocol.models.target import Target
 from protocol.models.task import Cause, Change, Claim, Exit, TaskSpec, TaskState
@@ -79,6 +82,20 @@ NODE = NodeRecord(
 )
 TOKEN = TokenRecord(digest="cd" * 64, prefix="kht_ab", user=ALICE, role=Role.OPERATOR)
 JOIN_TOKEN = JoinTokenRecord(digest="ef" * 64, prefix="khj_ab", uses_left=2, expires_at=1.8e9)
+ENVIRONMENT = EnvironmentRecord(
+    name="torch",
+    source="python:3.12-slim",
+    state=EnvironmentState.PACKING,
+    trouble="no space left",
+    created_at=1_700_000_000.0,
+    created_by=ALICE,
+    versions=(
+        Version(digest="12" * 32, size=2**29, pieces="34" * 32, image="sha256:" + "56" * 32),
+    ),
+    packed_by=ALICE,
+    dropped=("78" * 32,),
+)
+REGISTRY = RegistryRecord(registry="ghcr.io", username="lab", password="secret")
 
 VAULT = {"handle/1001-1": b"\x00binary\xff", "report/1001-1": b"", "unicode/\u00e9": b"x"}
 
@@ -91,7 +108,8 @@ def write_tasks(path: Path) -> None:
 
 def write_cluster(path: Path) -> None:
     documents = Documents.open(path, new_cluster="4242")
-    documents.apply([PutDocument(NODE), PutDocument(TOKEN), PutDocument(JOIN_TOKEN)])
+    records = (NODE, TOKEN, JOIN_TOKEN, ENVIRONMENT, REGISTRY)
+    documents.apply([PutDocument(record) for record in records])
 
 
 def write_vault(path: Path) -> None:

@@ -16,10 +16,12 @@ from protocol.errors import Unsupported
 from tests.kohaku_daemon.store.make_samples import (
     BATCH,
     ENDED,
+    ENVIRONMENT,
     EVENT,
     FOLDER,
     JOIN_TOKEN,
     NODE,
+    REGISTRY,
     TOKEN,
     VAULT,
     WAITING,
@@ -49,6 +51,8 @@ def test_a_cluster_of_every_version_is_read(version: int, tmp_path: Path) -> Non
         nodes={NODE.name: NODE},
         tokens={TOKEN.digest: TOKEN},
         join_tokens={JOIN_TOKEN.digest: JOIN_TOKEN},
+        environments={ENVIRONMENT.name: ENVIRONMENT} if version > 1 else {},
+        registries={REGISTRY.registry: REGISTRY} if version > 1 else {},
     )
 
 
@@ -92,7 +96,7 @@ def test_a_newer_cluster_is_refused_untouched(tmp_path: Path) -> None:
     path = tmp_path / "cluster.json"
     path.write_text('{"meta": {"1": {"schema": 99, "cluster": "1"}}, "nodes": {"1": {"a": 1}}}')
     before = path.read_bytes()
-    with pytest.raises(Unsupported, match=r"schema version 99.* up to 1"):
+    with pytest.raises(Unsupported, match=r"schema version 99.* up to 2"):
         open_cluster(path)
     assert path.read_bytes() == before
 

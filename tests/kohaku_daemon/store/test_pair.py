@@ -74,7 +74,7 @@ def test_newer_tasks_are_refused_before_the_cluster_is_migrated(tmp_path: Path) 
     connection = sqlite3.connect(tmp_path / "tasks.sqlite", isolation_level=None)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    older = (tmp_path / "cluster.json").read_text().replace('"schema": 1', '"schema": 0')
+    older = (tmp_path / "cluster.json").read_text().replace('"schema": 2', '"schema": 0')
     (tmp_path / "cluster.json").write_text(older)
     before = contents(tmp_path)
     with pytest.raises(Unsupported, match=r"tasks\.sqlite has schema version 99"):
@@ -84,7 +84,7 @@ def test_newer_tasks_are_refused_before_the_cluster_is_migrated(tmp_path: Path) 
 
 def test_a_newer_cluster_is_refused_before_the_tasks_are_touched(tmp_path: Path) -> None:
     make(tmp_path)
-    newer = (tmp_path / "cluster.json").read_text().replace('"schema": 1', '"schema": 99')
+    newer = (tmp_path / "cluster.json").read_text().replace('"schema": 2', '"schema": 99')
     (tmp_path / "cluster.json").write_text(newer)
     before = contents(tmp_path)
     with pytest.raises(Unsupported, match=r"cluster\.json has schema version 99"):

@@ -13,6 +13,7 @@ from random import Random
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from kohaku_daemon.core.cluster.records import BatchRecord, EventRecord, TaskRecord
 from kohaku_daemon.store.tasks import LIVE_STATES, Group, TaskStore, batch_row, task_row
@@ -144,18 +145,26 @@ def test_pages_are_what_a_list_would_give(store: TaskStore) -> None:
         batch_id = random.choice([None, None, random.choice(batches).id])
         node, owner = random.choice(["", "", "n1", "n9"]), random.choice(["", "", "bob", "eve"])
         before = random.choice([None, random.choice(newest).id])
+        after = random.choice([None, None, random.choice(newest).id, 0])
         limit = random.choice([1, 5, 10_000])
         wanted = [
             task
-            for task in newest
+            for task in (newest if after is None else everything)
             if (not states or task.state in states)
             and batch_id in (None, task.batch)
             and node in ("", task.node)
             and owner in ("", task.owner)
             and (before is None or task.id < before)
+            and (after is None or task.id > after)
         ][:limit]
         assert wanted == store.page(
-            states=states, batch=batch_id, node=node, owner=owner, before=before, limit=limit
+            states=states,
+            batch=batch_id,
+            node=node,
+            owner=owner,
+            before=before,
+            after=None if after is None else TaskId(after),
+            limit=limit,
         )
 
     assert list(store.live_tasks()) == [task for task in everything if task.state in LIVE_STATES]
@@ -182,6 +191,17 @@ def test_batches_are_listed_newest_first_with_their_tasks_counted(store: TaskSto
     assert oldest.id == 1000
     assert [batch.id for batch in store.batch_page(before=BatchId(3000), limit=1)] == [2000]
     assert store.batch_summary(BatchId(3000)) == newest
+
+
+def test_what_becomes_known_of_a_batch_is_kept_with_it(store: TaskStore) -> None:
+    batch, tasks = a_batch(1000, 3, "alice")
+    put(store, batch, tasks)
+    pinned = replace(batch, pinned="sha256:1")
+    store.write(Group(batches=[batch_row(pinned)]))
+    assert store.batch(batch.id) == pinned
+    summary = store.batch_summary(batch.id)
+    assert summary is not None
+    assert summary.states == {"queued": 3}
 
 
 def test_the_diary_is_paged_newest_first(store: TaskStore) -> None:

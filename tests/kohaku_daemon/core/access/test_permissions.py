@@ -5,6 +5,7 @@ import pytest
 from kohaku_daemon.core.access.permissions import (
     STRANGER,
     check_call,
+    check_powers,
     may_see_contents,
     may_steer,
 )
@@ -12,7 +13,7 @@ from protocol.errors import Forbidden, Unauthenticated
 from protocol.ids import UserName
 from protocol.methods import METHODS, NODE_DRAIN, TASK_SUBMIT, Door
 from protocol.models.access import Role
-from tests.support.builders import a_user
+from tests.support.builders import a_spec, a_user
 
 ADA = UserName("ada")
 
@@ -42,6 +43,18 @@ def test_who_is_known_is_told_what_is_missing() -> None:
     with pytest.raises(Forbidden) as caught:
         check_call(a_user("ada", Role.USER), NODE_DRAIN)
     assert caught.value.message == "node.drain needs role operator; ada is user"
+
+
+@pytest.mark.parametrize("role", Role)
+def test_privileged_containers_are_for_operators(role: Role) -> None:
+    actor = a_user("ada", role)
+    check_powers(actor, a_spec(image="busybox"))
+    if role.reaches(Role.OPERATOR):
+        check_powers(actor, a_spec(privileged=True))
+        return
+    with pytest.raises(Forbidden) as caught:
+        check_powers(actor, a_spec(privileged=True))
+    assert caught.value.message == f"privileged containers are for operators; ada is {role}"
 
 
 @pytest.mark.parametrize(

@@ -344,3 +344,36 @@ def test_nothing_happened_to_a_task_before_there_was_one(play: Playbook) -> None
     report = replace(play.report(play.id(1), ENDED, exit_=DONE), at=5.0, started_at=4.0)
     play.tell(RunnerReported(N1, (report,)))
     assert (play.task(1).started_at, play.task(1).ended_at) == (created, created)
+
+
+# How far a preparation is -------------------------------------------------------------------
+
+
+def test_how_far_a_preparation_is_is_its_reason_and_no_history(play: Playbook) -> None:
+    play.tell(a_submission())
+    play.place()
+    for text in ("preparing 3 %", "preparing 43 %"):
+        assert "save #1 preparing" in play.hear(1, ACCEPTED, note=text)
+        assert play.task(1).reason == text
+    assert play.hear(1, ACCEPTED, note="preparing 43 %") == ["answer"]
+    said = [change.cause for change in play.task(1).history]
+    assert said[-1] == "the runner has the order"
+    assert "save #1 running" in play.hear(1, RUNNING, note="in a container")
+    task = play.task(1)
+    assert (task.reason, task.history[-1].cause) == ("", "in a container")
+
+
+def test_a_preparation_that_says_nothing_any_more_has_no_reason(play: Playbook) -> None:
+    play.tell(a_submission())
+    play.place()
+    play.hear(1, ACCEPTED, note="waiting for docker: it is down")
+    play.hear(1, ACCEPTED)
+    assert play.task(1).reason == ""
+
+
+def test_a_lost_task_that_is_back_is_lost_for_no_reason_any_more(play: Playbook) -> None:
+    play.run(a_submission())
+    long_silence(play)
+    assert play.task(1).reason
+    back(play, play.report(play.id(1), RUNNING))
+    assert play.task(1).reason == ""

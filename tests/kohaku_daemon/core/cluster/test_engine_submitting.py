@@ -4,14 +4,15 @@ import pytest
 from msgspec.structs import replace
 
 from kohaku_daemon.core.cluster.events import PlacementDue, SubmitAsked
-from protocol.errors import Conflict, NoFit, NotFound
+from protocol.errors import Conflict, Forbidden, NoFit, NotFound
 from protocol.messages.runner import AttemptState, OrderStart
 from protocol.messages.task import Submitted
 from protocol.models.node import BackendInfo
-from protocol.models.task import Claim
+from protocol.models.task import Claim, Mount
 from tests.support.builders import (
     GIB,
     NOW,
+    OPERATOR,
     a_cluster,
     a_node,
     a_spec,
@@ -151,6 +152,34 @@ def test_one_hopeless_target_refuses_the_whole_batch() -> None:
     event = a_submission(a_spec(cores=8), targets=["n2", "n1"])
     assert play.tell(event) == ["refuse no_fit"]
     assert len(play.engine.state.backlog) == 0
+
+
+def test_who_may_have_more_of_a_container_than_others() -> None:
+    docker = BackendInfo("docker", mount_roots=("/srv",), allows=("any-mount", "privileged"))
+    nodes = [a_node("n1", an_inventory(backends=(docker,))), a_node("n2")]
+    play = Playbook(a_cluster(nodes))
+
+    privileged = a_spec(privileged=True)
+    play.tell(a_submission(privileged))
+    assert isinstance(play.refusal, Forbidden)
+    play.tell(a_submission(privileged, request_id="request-2", actor=OPERATOR))
+    assert play.place() == ["n1: start #1/1"]
+
+    elsewhere = a_spec(mounts=(Mount("/etc", "/etc-of-the-node"),))
+    play.tell(a_submission(elsewhere, request_id="request-3"))
+    assert isinstance(play.refusal, NoFit)
+    assert play.refusal.details["reasons"] == {
+        "n1": [
+            "mount of /etc wanted, this node allows only what is below /srv; more only for"
+            " operators"
+        ],
+        "n2": ["mounts wanted, which only containers have, and the backend here is process"],
+    }
+    play.tell(a_submission(elsewhere, request_id="request-4", actor=OPERATOR))
+    assert play.place() == ["n1: start #2/1"]
+    (order,) = play.orders
+    assert isinstance(order, OrderStart)
+    assert order.trusted
 
 
 def test_a_backend_that_cannot_start_tasks_now_is_waited_for() -> None:

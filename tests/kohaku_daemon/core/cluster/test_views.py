@@ -1,6 +1,7 @@
 """What people are shown: why a task waits, where it stands, how it ended, what needs a look."""
 
 import pytest
+from msgspec.structs import replace
 
 from kohaku_daemon.core.cluster.events import RunnerBeat, RunnerGone, RunnerReported, Verb
 from kohaku_daemon.core.cluster.records import TaskRecord
@@ -19,7 +20,7 @@ from protocol.messages.runner import AttemptState
 from protocol.models.access import Role
 from protocol.models.node import BackendInfo, Claimed, GpuReading, Readings
 from protocol.models.target import parse_target
-from protocol.models.task import Cause, Exit, Explanation, NodeVerdict, TaskState
+from protocol.models.task import Cause, Exit, Explanation, Mount, NodeVerdict, TaskState
 from tests.support.builders import (
     GIB,
     OPERATOR,
@@ -61,6 +62,28 @@ def test_a_waiting_task_is_explained_node_by_node() -> None:
             verdict("n2", "the node is draining"),
             verdict("n3", "2 cores wanted, the node has 1", ever=False),
         ),
+    )
+
+
+def test_a_task_that_waits_for_gpus_is_told_whose_task_has_them() -> None:
+    play = Playbook(a_cluster([a_node("n1", an_inventory(8, gpus=2))]))
+    play.run(a_submission(a_spec(gpus=1)))
+    play.run(a_submission(a_spec(gpus=1), request_id="of-bob-1", actor=a_user("bob")))
+    play.tell(a_submission(a_spec(gpus=1), request_id="the-next"))
+    play.tell(a_submission(a_spec(), request_id="by-index", targets=["n1::1"]))
+    play.place()
+    alice, bob = f"task {play.id(1)} of ada", f"task {play.id(2)} of bob"
+    why = f"1 GPU wanted, 0 of 2 free: GPU 0 is held by {alice}, GPU 1 is held by {bob}"
+    assert explained(play, 3).nodes == (verdict("n1", why),)
+    assert explained(play, 4).nodes == (verdict("n1", f"GPU 1 is held by {bob}"),)
+    assert explained(play, 1).summary == "runs on n1; it holds core 0, GPU 0"
+
+
+def test_where_a_task_lies_is_told_on_a_machine_of_several_numa_nodes() -> None:
+    play = Playbook(a_cluster([a_node("n1", an_inventory(8, gpus=2, numa=2))]))
+    play.run(a_submission(a_spec(cores=2, gpus=1), targets=["n1:1"]))
+    assert explained(play, 1).summary == (
+        "runs on n1; it holds cores 4-5 of NUMA node 1, GPU 1 of NUMA node 1"
     )
 
 
@@ -189,7 +212,9 @@ def test_who_sees_commands_and_variables(actor: object, sees: bool) -> None:
     play = Playbook(a_cluster([a_node("n1")]))
     play.tell(a_submission(a_spec(env={"TOKEN": "secret"}, workdir="/home/ada", cores=2)))
     (batch,) = play.kept.batches.values()
-    task = view_task(play.task(1), batch)
+    # No node here would let it have one, so it is put in afterwards.
+    mounts = (Mount("/home/ada/data", "/data"),)
+    task = view_task(play.task(1), replace(batch, spec=replace(batch.spec, mounts=mounts)))
     shown = redact_task(task, actor)  # type: ignore[arg-type]
     assert (shown == task) == sees
     assert ("secret" in repr(shown)) == sees
@@ -205,6 +230,9 @@ def test_a_row_of_a_list_is_small_whatever_the_task_is() -> None:
     assert len(repr(brief)) < 3000
     assert brief.spec.command[:2] == ("sh", "-c")
     assert brief.spec.command[2].endswith("x\N{HORIZONTAL ELLIPSIS}")
+    mounts = tuple(Mount("/" + "s" * 4000, f"/{number}") for number in range(4))
+    large = replace(batch, spec=a_spec(mounts=mounts))
+    assert len(repr(brief_task(view_task(play.task(1), large)))) < 1500
     play.tell(a_submission(request_id="a-short-one"))
     batch = play.kept.batches[play.answer.batch]
     short = view_task(play.task(2), batch)

@@ -13,6 +13,7 @@ from kohaku_daemon.core.node.actions import (
     AdoptLaunch,
     Forget,
     KillLaunch,
+    LetGo,
     NodeAction,
     PauseLaunch,
     Remember,
@@ -27,10 +28,13 @@ from kohaku_daemon.core.node.engine import NodeEngine
 from kohaku_daemon.core.node.events import (
     DeadlinePassed,
     KillOrdered,
+    LaunchBrokeOff,
     LaunchExited,
     LaunchFailed,
     LaunchFound,
     LaunchHeld,
+    LaunchLetGo,
+    LaunchProgressed,
     LaunchRefused,
     LaunchStarted,
     NodeEvent,
@@ -95,6 +99,8 @@ def line(action: NodeAction) -> str:
             return f"forget {key}"
         case StartLaunch(launch, handle):
             return f"start {launch.key} as {handle.data['name']}"
+        case LetGo(key):
+            return f"let go of {key}"
         case AdoptLaunch(launch, handle):
             return f"adopt {launch.key} as {handle.data['name']}"
         case RemoveLaunch(launch, _):
@@ -137,8 +143,8 @@ def started(note: str = "") -> LaunchStarted:
     return LaunchStarted("7-1", Started(started_at=50.0, note=note))
 
 
-def exited(exit_: Exit = DONE) -> LaunchExited:
-    return LaunchExited("7-1", exit_, 50.0, 60.0)
+def exited(exit_: Exit = DONE, at: float = 60.0) -> LaunchExited:
+    return LaunchExited("7-1", exit_, 50.0, at)
 
 
 def found(what: Found, fresh: Handle | None = None, exit_: Exit | None = None) -> LaunchFound:
@@ -198,7 +204,17 @@ def test_a_start_that_failed_is_an_end(runner: Runner) -> None:
     ]
 
 
-@pytest.mark.parametrize("straggler", [started(), exited(), LaunchFailed("7-1", "late")])
+@pytest.mark.parametrize(
+    "straggler",
+    [
+        started(),
+        exited(),
+        LaunchFailed("7-1", "late"),
+        LaunchBrokeOff("7-1", "late"),
+        LaunchLetGo("7-1"),
+        LaunchProgressed("7-1", "late"),
+    ],
+)
 def test_an_end_is_final_whatever_comes_late(runner: Runner, straggler: NodeEvent) -> None:
     runner.tell(start())
     runner.tell(started())
@@ -210,7 +226,16 @@ def test_an_end_is_final_whatever_comes_late(runner: Runner, straggler: NodeEven
 
 @pytest.mark.parametrize(
     "event",
-    [started(), exited(), LaunchHeld("7-1", True), LaunchRefused("7-1", ""), PauseOrdered(TASK, 1)],
+    [
+        started(),
+        exited(),
+        LaunchHeld("7-1", True),
+        LaunchRefused("7-1", ""),
+        LaunchBrokeOff("7-1", ""),
+        LaunchLetGo("7-1"),
+        LaunchProgressed("7-1", ""),
+        PauseOrdered(TASK, 1),
+    ],
 )
 def test_what_was_never_ordered_is_nothing(runner: Runner, event: NodeEvent) -> None:
     assert runner.tell(event) == []
@@ -228,9 +253,22 @@ def test_a_running_launch_is_killed(runner: Runner) -> None:
     assert runner.tell(kill()) == ["report ended signalled"]
 
 
+def test_a_launch_whose_start_was_not_tried_is_let_go_of_and_never_begins(runner: Runner) -> None:
+    runner.tell(start())
+    runner.tell(LaunchProgressed("7-1", "preparing 43 %"))
+    assert runner.tell(kill()) == ["remember 7-1 accepted later", "let go of 7-1"]
+    assert runner.tell(LaunchLetGo("7-1")) == ["remember 7-1 ended", "report ended killed"]
+    exit_ = Exit(Cause.KILLED, message="it never began")
+    assert (runner.reports[-1].exit, runner.reports[-1].note) == (exit_, "")
+    assert runner.tell(started()) == []
+    runner.restart()
+    assert runner.tell(start()) == ["report ended killed"]
+
+
 def test_a_launch_that_is_starting_is_killed_once_it_has(runner: Runner) -> None:
     runner.tell(start())
-    assert runner.tell(kill()) == ["remember 7-1 accepted later"]
+    # The start was tried just before, so that nothing comes of the second.
+    assert runner.tell(kill()) == ["remember 7-1 accepted later", "let go of 7-1"]
     assert runner.tell(started()) == ["watch 7-1", "report running", "kill 7-1 in 3 s"]
 
 
@@ -270,6 +308,91 @@ def test_a_kill_that_could_not_be_is_said(runner: Runner) -> None:
     runner.tell(kill())
     assert runner.tell(LaunchRefused("7-1", "not permitted")) == ["report running"]
     assert runner.reports[-1].note == "not permitted"
+
+
+# Preparing ----------------------------------------------------------------------------------
+
+
+def test_how_far_it_is_is_told_and_never_written(runner: Runner) -> None:
+    runner.tell(start())
+    vault = dict(runner.vault)
+    for text in ("preparing 3 %", "preparing 99 %"):
+        assert runner.tell(LaunchProgressed("7-1", text)) == ["report accepted"]
+        assert runner.reports[-1].note == text
+    assert runner.vault == vault
+    runner.tell(started())
+    assert runner.reports[-1].note == ""
+    assert runner.tell(LaunchProgressed("7-1", "late")) == []
+
+
+def test_a_failure_does_not_say_how_far_it_was(runner: Runner) -> None:
+    runner.tell(start())
+    runner.tell(LaunchProgressed("7-1", "preparing 3 %"))
+    runner.tell(LaunchFailed("7-1", "no such image"))
+    assert runner.reports[-1].note == ""
+    assert runner.reports[-1].exit == Exit(Cause.START_FAILED, message="no such image")
+
+
+# A backend that is away ---------------------------------------------------------------------
+
+
+def taken_in(runner: Runner) -> None:
+    runner.tell(ReportsTaken(()))
+
+
+def test_a_start_that_broke_off_is_tried_again_under_another_handle(runner: Runner) -> None:
+    taken_in(runner)
+    runner.tell(start())
+    broke_off = LaunchBrokeOff("7-1", "waiting for docker: it is down")
+    assert runner.tell(broke_off) == ["report accepted", "adopt 7-1 as h1"]
+    assert runner.reports[-1].note == "waiting for docker: it is down"
+    assert runner.tell(broke_off) == []
+    never = found(Found.NEVER_STARTED, a_handle("h2"))
+    assert runner.tell(never) == ["remember 7-1 accepted", "report accepted", "start 7-1 as h2"]
+    assert runner.reports[-1].note == ""
+    assert runner.tell(never) == []
+
+
+def test_a_start_that_broke_off_and_began_all_the_same_runs(runner: Runner) -> None:
+    taken_in(runner)
+    runner.tell(start())
+    runner.tell(LaunchBrokeOff("7-1", "waiting for docker: it is down"))
+    assert runner.tell(kill()) == ["remember 7-1 accepted later"]
+    assert runner.tell(found(Found.RUNNING)) == ["watch 7-1", "report running", "kill 7-1 in 3 s"]
+    assert runner.reports[-1].note == ""
+
+
+def test_a_start_that_broke_off_and_was_killed_meanwhile_is_not_tried_again(
+    runner: Runner,
+) -> None:
+    taken_in(runner)
+    runner.tell(start())
+    runner.tell(kill())
+    assert "adopt 7-1 as h1" in runner.tell(LaunchBrokeOff("7-1", "it is down"))
+    assert runner.tell(found(Found.NEVER_STARTED, a_handle("h2"))) == [
+        "remember 7-1 ended",
+        "report ended killed",
+    ]
+
+
+def test_a_restart_while_nobody_knows_asks_again(runner: Runner) -> None:
+    taken_in(runner)
+    runner.tell(start())
+    runner.tell(LaunchBrokeOff("7-1", "it is down"))
+    assert runner.restart() == ["adopt 7-1 as h1"]
+    assert not runner.engine.is_taken_in
+
+
+def test_the_handles_of_all_that_is_not_settled_are_known(runner: Runner) -> None:
+    runner.tell(start())
+    runner.tell(start(attempt=2))
+    runner.tell(StartOrdered(a_launch(attempt=3), None, "no such backend"))
+    assert runner.engine.handles() == [a_handle(), a_handle()]
+    runner.tell(started())
+    runner.tell(exited())
+    assert len(runner.engine.handles()) == 2
+    runner.settle()
+    assert len(runner.engine.handles()) == 1
 
 
 # Pausing ------------------------------------------------------------------------------------
@@ -386,7 +509,7 @@ def test_a_launch_is_ended_when_its_time_is_up_and_its_end_says_so(runner: Runne
     # It began at 50, and it is 102 by the time this is handled.
     assert runner.tell(started()) == ["watch 7-1", "report running", "deadline for 7-1 in 38 s"]
     assert runner.tell(DeadlinePassed("7-1")) == ["remember 7-1 running later", "kill 7-1 in 4 s"]
-    assert runner.tell(exited(Exit(Cause.SIGNALLED, signal=15))) == [
+    assert runner.tell(exited(Exit(Cause.SIGNALLED, signal=15), at=140.0)) == [
         "remember 7-1 ended later",
         "report ended time_limit",
         "no deadline for 7-1",
@@ -400,6 +523,16 @@ def test_a_launch_that_ends_in_time_ends_as_ever(runner: Runner) -> None:
     runner.tell(started())
     assert runner.tell(exited())[1:] == ["report ended exited", "no deadline for 7-1"]
     assert runner.tell(DeadlinePassed("7-1")) == []
+
+
+def test_a_launch_that_ended_in_time_has_even_if_that_is_learnt_late(runner: Runner) -> None:
+    runner.tell(limited())
+    runner.tell(started())
+    runner.tell(DeadlinePassed("7-1"))
+    runner.restart()
+    ended = Finding(found=Found.ENDED, exit=DONE, started_at=50.0, ended_at=runner.now - 0.5)
+    assert "report ended exited" in runner.tell(LaunchFound("7-1", ended, None))
+    assert runner.reports[-1].exit == DONE
 
 
 def test_time_that_a_launch_is_paused_counts(runner: Runner) -> None:
@@ -568,6 +701,23 @@ class AtMostOnce(RuleBasedStateMachine):
                 self.world = dict.fromkeys(self.world, "ended")
             self.do(self.doing.pop(0))
 
+    @precondition(lambda self: self.starts())
+    @rule(crash=crashes, seen=st.booleans(), progress=st.booleans())
+    def lose_sight(self, crash: int | None, seen: bool, progress: bool) -> None:
+        """Have a backend vanish while it starts something: it may have begun, or may yet."""
+        action = self.starts()[0]
+        if progress:
+            self.feed(LaunchProgressed(action.launch.key, "preparing"))
+        self.doing.remove(action)
+        if seen:
+            self.begin(action)
+        else:
+            self.stragglers.append(action)
+        self.feed(LaunchBrokeOff(action.launch.key, "it is away"), crash)
+
+    def starts(self) -> list[StartLaunch]:
+        return [action for action in self.doing if isinstance(action, StartLaunch)]
+
     @precondition(lambda self: self.stragglers)
     @rule()
     def straggle(self) -> None:
@@ -579,6 +729,11 @@ class AtMostOnce(RuleBasedStateMachine):
                 self.feed(LaunchStarted(launch.key, Started(started_at=self.now)), crash)
             case StartLaunch(launch, _):
                 self.feed(LaunchFailed(launch.key, "it is too late"), crash)
+            case LetGo(key):
+                waiting = [one for one in self.starts() if one.launch.key == key]
+                if waiting:
+                    self.doing.remove(waiting[0])
+                    self.feed(LaunchLetGo(key), crash)
             case AdoptLaunch(launch, handle):
                 self.feed(LaunchFound(launch.key, self.find(handle), self.fresh()), crash)
             case KillLaunch(_, handle, _):

@@ -195,3 +195,13 @@ def test_what_is_forgotten_is_not_written(ledger: Ledger) -> None:
     bundle = ledger.close()
     assert (bundle.puts, list(bundle.drops)) == ({}, ["1-1"])
     assert not bundle.is_empty
+
+
+def test_what_is_about_to_be_removed_is_known_until_it_may_be(ledger: Ledger) -> None:
+    ledger.take(a_settling(a_record()))
+    assert ledger.leaving() == [HANDLE]
+    ledger.ripen()
+    ledger.close()
+    assert ledger.leaving() == [HANDLE]
+    ledger.finish()
+    assert ledger.leaving() == []

@@ -9,14 +9,20 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from kohaku_daemon.core.task.validation import batch_size, check_labels, check_submission
+from kohaku_daemon.core.task.validation import (
+    LONGEST_HOST,
+    batch_size,
+    check_labels,
+    check_submission,
+)
 from protocol.errors import BadRequest
 from protocol.framing import encode_item
 from protocol.ids import BatchId, TaskId
 from protocol.messages.runner import OrderStart
 from protocol.messages.task import LARGEST_BATCH, SubmitTask
+from protocol.models.environment import WantedImage
 from protocol.models.target import Target, parse_target
-from protocol.models.task import Claim, TaskSpec
+from protocol.models.task import Claim, Mount, TaskSpec
 from tests.support.builders import a_spec
 
 FINE = SubmitTask(request_id="request-1", spec=a_spec())
@@ -74,6 +80,19 @@ def test_a_reasonable_spec_is_let_through(changes: dict[str, Any]) -> None:
         ({"workdir": "/" + "ü" * 2048}, "workdir is longer than 4095 bytes"),
         ({"workdir": "data"}, "workdir 'data' is not an absolute path"),
         ({"workdir": "/a\0b"}, r"workdir '/a\x00b' is not an absolute path"),
+        (
+            {"mounts": tuple(Mount("/" + "s" * 4000, f"/{n}") for n in range(5))},
+            "mounts hold more than 16 KiB",
+        ),
+        (
+            {
+                "mounts": (Mount("/" + "s" * 4000, "/d"),),
+                "env": {"A": "x" * 65000},
+                "command": ("x" * 98000,),
+            },
+            "command, env and mounts hold more than 160 KiB together",
+        ),
+        ({"image": "no image"}, "image 'no image' is not a reference to an image"),
         ({"cores": -1}, "cores must be 0 to 65536, not -1"),
         ({"cores": 65537}, "cores must be 0 to 65536, not 65537"),
         ({"memory": -1}, "memory must be 0 or more bytes, not -1"),
@@ -126,6 +145,25 @@ def test_a_batch_that_makes_no_sense_is_refused(changes: dict[str, Any], words: 
     assert _refusal(replace(FINE, **changes)) == words
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"array": 1024, "gang": True}, "more than 91 KiB together beside the names of 1024"),
+        ({"targets": (Target("n1"),) * 100}, "more than 153 KiB together beside the names of 100"),
+        # Nobody is told the names of so many, and nobody of a batch that goes where it likes.
+        ({"targets": (Target("n1"),) * 1025}, ""),
+        ({"array": 1024}, ""),
+    ],
+)
+def test_the_names_of_machines_need_room_in_an_order(changes: dict[str, Any], words: str) -> None:
+    spec = a_spec(command=("x" * 95 * 1024,), env={"A": "x" * 60 * 1024})
+    request = replace(FINE, spec=spec, **changes)
+    if words:
+        assert words in _refusal(request)
+    else:
+        check_submission(request)
+
+
 def test_gpus_may_be_counted_and_named_if_both_agree() -> None:
     targets = (parse_target("n1::0,1"),)
     check_submission(replace(FINE, targets=targets, spec=a_spec(gpus=2)))
@@ -157,23 +195,40 @@ def test_whatever_comes_is_let_through_or_is_a_bad_request(request: SubmitTask) 
     argument=st.integers(0, 300),
     value=st.integers(0, 300),
     shared=st.integers(0, 200),
+    told=st.sampled_from([1, 300, 1024]),
 )
 def test_the_largest_submission_makes_an_order_that_fits_a_frame(
-    letter: str, argument: int, value: int, shared: int
+    letter: str, argument: int, value: int, shared: int, told: int
 ) -> None:
     """Each part is grown as far as it is let through; then comes the largest claim there is."""
 
     def variables(prefix: str, count: int) -> dict[str, str]:
         return {f"{prefix}{number:x}": letter * value for number in range(count)}
 
-    spec = a_spec(cores=65536, memory=2**53, gpus=1024)
-    spec = _grown(spec, lambda size: {"env": variables("E", min(size, shared))})
-    spec = _grown(spec, lambda size: {"command": ("x", *[letter * argument] * size)})
-    spec = _grown(spec, lambda size: {"name": letter * size})
-    spec = _grown(spec, lambda size: {"backend": letter * size})
-    spec = _grown(spec, lambda size: {"workdir": "/" + letter * size})
-    spec = _grown(spec, lambda size: {"labels": {f"{n:063}": "v" * 63 for n in range(size)}})
-    most = _most(lambda size: replace(FINE, spec=spec, rows=(variables("R", size),)))
+    image = "registry/" + "x" * 240 + ":" + "t" * 128 + "@sha256:" + "0" * 64
+    spec = a_spec(
+        cores=65536,
+        memory=2**53,
+        gpus=1024,
+        image=image,
+        user="u" * 63 + ":" + "g" * 63,
+        ulimits=dict.fromkeys(("core", "memlock", "nofile", "nproc", "stack"), (2**62, 2**62)),
+        privileged=True,
+    )
+    gang = replace(FINE, spec=spec, rows=({},) * told, gang=True)
+
+    def grow(change: Callable[[int], dict[str, object]]) -> None:
+        nonlocal spec
+        spec = _grown(replace(gang, spec=spec), change)
+
+    grow(lambda size: {"env": variables("E", min(size, shared))})
+    grow(lambda size: {"mounts": tuple(Mount("/" + letter * size, f"/{n}") for n in range(64))})
+    grow(lambda size: {"command": ("x", *[letter * argument] * size)})
+    grow(lambda size: {"name": letter * size})
+    grow(lambda size: {"workdir": "/" + letter * size})
+    grow(lambda size: {"labels": {f"{n:063}": "v" * 63 for n in range(size)}})
+    others = gang.rows[1:]
+    most = _most(lambda size: replace(gang, spec=spec, rows=(variables("R", size), *others)))
     row = variables("R", most)
     order = OrderStart(
         task=TaskId(2**63 - 1),
@@ -183,13 +238,17 @@ def test_the_largest_submission_makes_an_order_that_fits_a_frame(
         size=LARGEST_BATCH,
         spec=replace(spec, env={**spec.env, **row}),
         claim=Claim(tuple(range(8192)), 2**53, tuple(f"GPU-{n:036}" for n in range(1024)), 8),
+        image=WantedImage(reference=image),
+        trusted=True,
+        hosts=("h" * LONGEST_HOST,) * told,
     )
     assert 64 * 1024 < len(encode_item(2**32 - 1, order)) < 250 * 1024
 
 
-def _grown(spec: TaskSpec, change: Callable[[int], dict[str, object]]) -> TaskSpec:
+def _grown(request: SubmitTask, change: Callable[[int], dict[str, object]]) -> TaskSpec:
     """Make one field of a spec as large as it is let through."""
-    most = _most(lambda size: replace(FINE, spec=replace(spec, **change(size))))
+    spec = request.spec
+    most = _most(lambda size: replace(request, spec=replace(spec, **change(size))))
     return replace(spec, **change(most))
 
 
