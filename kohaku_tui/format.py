@@ -8,6 +8,7 @@ A colour never says more than the word beside it. All text given here is safe to
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -16,11 +17,14 @@ from typing import Final, assert_never
 
 from kohaku_tui.sanitize import clean_line
 from protocol.models.node import Node, NodeState
-from protocol.models.task import Cause, Exit, Task, TaskState
+from protocol.models.task import Cause, Exit, Mount, Task, TaskSpec, TaskState
 from protocol.units import render_duration, render_size
 
 #: What stands where there is nothing to say.
 NOTHING: Final = "-"
+
+#: How a runner says what share of an image is there.
+_SHARE: Final = re.compile(rf"{TaskState.PREPARING} [0-9]{{1,3}} %")
 
 _STATE_STYLES: Final[Mapping[str, str]] = {
     TaskState.QUEUED: "yellow",
@@ -44,12 +48,22 @@ def state_style(state: str) -> str:
 
 
 def task_state(task: Task) -> str:
-    """Say a task's state, with the status it ended with or what is asked of it."""
+    """Say a task's state: with the status it ended with, what is asked of it, how far it is."""
+    if task.state is TaskState.PREPARING and not task.kill_asked and task.reason:
+        return preparing_text(task.reason)
     if task.state is TaskState.FAILED and task.exit is not None and task.exit.code is not None:
         return f"{task.state} ({task.exit.code})"
     if task.kill_asked and not task.state.is_final:
         return f"{task.state}, to be killed"
     return str(task.state)
+
+
+def preparing_text(reason: str) -> str:
+    """Say how far the preparation of a task is, such as ``preparing 43 %``.
+
+    What else there is to say of it is too long for a state.
+    """
+    return reason if _SHARE.fullmatch(reason) else str(TaskState.PREPARING)
 
 
 def node_state(node: Node) -> str:
@@ -129,6 +143,30 @@ def command_text(command: Iterable[str]) -> str:
 def task_title(task: Task) -> str:
     """Give a task's name, or its command where it has none."""
     return clean_line(task.spec.name) or command_text(task.spec.command)
+
+
+def image_text(spec: TaskSpec) -> str:
+    """Say what a task runs in: its environment or its image; ``-`` for what the node is."""
+    return clean_line(spec.container or spec.image) or NOTHING
+
+
+def mount_text(mount: Mount) -> str:
+    """Write a mount as ``--mount`` takes it."""
+    mode = ":ro" if mount.read_only else ""
+    return clean_line(f"{mount.source}:{mount.destination}{mode}")
+
+
+def limits_text(limits: Mapping[str, tuple[int, int]]) -> str:
+    """Write limits as ``--ulimit`` takes them, in order of their names."""
+    written = (
+        f"{name}={_limit(soft)}" if soft == hard else f"{name}={_limit(soft)}:{_limit(hard)}"
+        for name, (soft, hard) in sorted(limits.items())
+    )
+    return clean_line(" ".join(written))
+
+
+def _limit(value: int) -> str:
+    return "unlimited" if value == -1 else str(value)
 
 
 def share(held: int, whole: int) -> str:

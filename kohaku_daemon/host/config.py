@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from kohaku_daemon.plaintext import check_plaintext
-from kohaku_daemon.setting_kinds import Address, Between, Port
+from kohaku_daemon.setting_kinds import Address, Between, FileOrNone, Port
 from kohaku_daemon.settings import Sources, collect, render
 from protocol.errors import BadRequest
 from protocol.home import config_dir, data_dir
 
 #: Of the environment variables that set a key of the host.
 PREFIX: Final = "KOHAKU_HOSTD_"
+
+#: Folder of packed environments, in the shared folder or in the host's own.
+ENVIRONMENTS: Final = "environments"
 
 _DAY: Final = 86400.0
 
@@ -54,6 +57,15 @@ class HostConfig:
     #: What an answered submission survives: "full" also a power cut, "normal" only the end of
     #: the host. "normal" saves one wait for the disk on each group of changes.
     synchronous: Literal["full", "normal"] = "full"
+    #: Folder that this machine and the nodes mount, each where it likes: packed environments go
+    #: into its subfolder "environments", and nodes that mount it take them from there. "" for
+    #: none: they stay with the rest of the host's data, and nodes are sent them.
+    shared_dir: FileOrNone = None
+    #: Socket of this machine's Docker engine, in which environments are made.
+    docker_socket: Path = Path("/var/run/docker.sock")
+    #: How many packed versions of each environment are kept. An older one stays as long as
+    #: tasks that have not ended run in it.
+    environment_versions: Annotated[int, Between(1)] = 3
     #: How long ended tasks are kept.
     task_keep_s: Annotated[float, Between(60)] = 90 * _DAY
     #: How long the lines of "kohaku events" are kept.
@@ -64,6 +76,11 @@ class HostConfig:
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     #: Write log lines as JSON objects.
     log_json: bool = False
+
+    @property
+    def environments(self) -> Path:
+        """Give the folder of packed environments."""
+        return (self.shared_dir or self.data) / ENVIRONMENTS
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself.

@@ -23,6 +23,7 @@ from kohaku_daemon.core.cluster.records import PutDocument, TokenRecord
 from kohaku_daemon.core.cluster.recovery import restore_engine
 from kohaku_daemon.core.cluster.state import ClusterState
 from kohaku_daemon.host.config import HostConfig
+from kohaku_daemon.host.environments import Workshop
 from kohaku_daemon.host.gate import Gate
 from kohaku_daemon.host.guard import Census
 from kohaku_daemon.host.lately import LATELY_S, Lately
@@ -33,6 +34,8 @@ from kohaku_daemon.host.parts import Parts
 from kohaku_daemon.host.refusals import Refusals
 from kohaku_daemon.host.relay import Relay
 from kohaku_daemon.host.retention import keep_house
+from kohaku_daemon.host.shells import Shells
+from kohaku_daemon.host.streams import Streams
 from kohaku_daemon.host.subscriptions import Hub
 from kohaku_daemon.host.waiting import WaitingRoom
 from kohaku_daemon.host.web import HTTP_LOG, listen, make_app
@@ -99,7 +102,12 @@ def _make_parts(
     now = clock.now()
     _ensure_admin(documents, config.data / ADMIN_TOKEN_FILE, now)
     book = documents.read()
-    state = ClusterState(cluster=book.cluster, fleet=Fleet(join_tokens=dict(book.join_tokens)))
+    state = ClusterState(
+        cluster=book.cluster,
+        fleet=Fleet(join_tokens=dict(book.join_tokens)),
+        environments=dict(book.environments),
+        registries=dict(book.registries),
+    )
     state.fleet.load(book.nodes.values(), now)
     engine = ClusterEngine(
         state,
@@ -108,6 +116,7 @@ def _make_parts(
         last_event=store.last_event_id(),
         heartbeat_s=config.heartbeat_s,
         lost_after_s=config.lost_after_s,
+        environment_versions=config.environment_versions,
     )
     live = list(store.live_tasks())
     batches = store.batches({task.batch for task in live}).values()
@@ -117,7 +126,9 @@ def _make_parts(
     waiting = WaitingRoom()
     lately = Lately(store.ends_since(now - LATELY_S))
     refusals = Refusals(clock.monotonic)
-    world = Outside(state, links, hub, waiting, lately)
+    workshop = Workshop(config, state, hub)
+    streams = Streams(clock)
+    world = Outside(state, links, hub, waiting, lately, workshop)
     loop = HostLoop(engine, store, documents, world, clock, meters=meters)
     return Parts(
         config=config,
@@ -130,7 +141,10 @@ def _make_parts(
         lately=lately,
         links=links,
         gate=Gate(state, book.tokens.values(), clock, refusals),
-        relay=Relay(state, store, links, waiting, clock, loop),
+        streams=streams,
+        relay=Relay(streams, state, store, links, waiting, loop),
+        workshop=workshop,
+        shells=Shells(streams, workshop),
         refusals=refusals,
         started_at=now,
     )
@@ -164,6 +178,7 @@ async def _serve(
         aside = [
             jobs.create_task(_tick(parts), name="tick"),
             jobs.create_task(keep_house(parts.store, config, parts.clock), name="retention"),
+            jobs.create_task(parts.workshop.run(parts.loop), name="environments"),
         ]
         _log.info("cluster %s: %d live tasks", parts.state.cluster, len(parts.state.tasks))
         try:

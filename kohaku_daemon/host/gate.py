@@ -19,6 +19,14 @@ from kohaku_daemon.core.cluster.state import ClusterState
 from kohaku_daemon.host.refusals import Refusals
 from protocol.errors import Unauthenticated
 from protocol.ids import NodeName
+from protocol.messages.environment import (
+    CreateEnvironment,
+    OneEnvironment,
+    OneRegistry,
+    OpenShell,
+    PullEnvironment,
+    SetRegistry,
+)
 from protocol.messages.node import LabelNode, MakeJoinToken, OneNode, RemoveNode
 from protocol.messages.runner import Join
 from protocol.messages.task import SteerTasks, SubmitTask
@@ -138,5 +146,17 @@ def _subject(params: Struct | None) -> str:
             return f"node {params.node}"
         case MakeJoinToken():
             return f"{params.uses} uses for {params.node or 'any name'}"
+        case CreateEnvironment():
+            return f"environment {params.environment} from {params.image}"
+        case OneEnvironment():
+            return f"environment {params.environment}"
+        case PullEnvironment():
+            return f"environment {params.environment} to {' '.join(params.nodes[:20]) or 'all'}"
+        case OpenShell():
+            return f"environment {params.environment}"
+        case SetRegistry():
+            return f"registry {params.registry} as {params.username}"
+        case OneRegistry():
+            return f"registry {params.registry}"
         case _:
             return ""

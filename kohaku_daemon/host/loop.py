@@ -19,6 +19,7 @@ from kohaku_daemon.core.cluster.actions import (
     Answer,
     AnswerLater,
     CloseLink,
+    EnvironmentChanged,
     NodeChanged,
     ReadingsChanged,
     Refuse,
@@ -28,6 +29,7 @@ from kohaku_daemon.core.cluster.actions import (
     SendOrder,
 )
 from kohaku_daemon.core.cluster.engine import ClusterEngine
+from kohaku_daemon.core.cluster.environments import show_environment
 from kohaku_daemon.core.cluster.events import (
     ClusterEvent,
     PlacementDue,
@@ -51,6 +53,7 @@ from kohaku_daemon.writer import Writer
 from protocol.errors import Unavailable
 from protocol.ids import NodeName, TaskId
 from protocol.messages.runner import Order
+from protocol.models.environment import Environment
 from protocol.models.node import Node
 
 V = TypeVar("V")
@@ -64,6 +67,7 @@ _Kept = (
     | DropDocument
     | NodeChanged
     | ReadingsChanged
+    | EnvironmentChanged
     | SendOrder
     | CloseLink
     | Answer
@@ -104,6 +108,9 @@ class World(Protocol):
     def nodes_skipped(self) -> None:
         """Note that nodes changed while nobody wanted them."""
 
+    def environments_changed(self, environments: Mapping[str, Environment | None]) -> None:
+        """Show environments that changed, None for one that is no more, and work on them."""
+
     def event_told(self, event: EventRecord) -> None:
         """Show a line of the diary."""
 
@@ -143,6 +150,7 @@ class _Shown:
     #: Nodes that changed, and nodes whose readings did; both None if nobody wants them.
     nodes: dict[NodeName, Node | None] | None
     readings: list[Node] | None
+    environments: dict[str, Environment | None]
 
 
 @dataclass(slots=True)
@@ -158,6 +166,7 @@ class _Gathering:
     orders: list[SendOrder | CloseLink] = field(default_factory=list)
     nodes: dict[NodeName, None] = field(default_factory=dict)
     readings: dict[NodeName, None] = field(default_factory=dict)
+    environments: dict[str, None] = field(default_factory=dict)
     answers: list[tuple[_Answered, object]] = field(default_factory=list)
     reads: list[_Read] = field(default_factory=list)
 
@@ -165,7 +174,8 @@ class _Gathering:
         """Whether there is nothing to commit, tell or answer."""
         return not (
             self.batches or self.tasks or self.events or self.audits or self.documents
-            or self.orders or self.nodes or self.readings or self.answers or self.reads
+            or self.orders or self.nodes or self.readings or self.environments or self.answers
+            or self.reads
         )  # fmt: skip
 
 
@@ -362,6 +372,8 @@ class HostLoop:
                 pass
             case CloseLink():
                 gathering.orders.append(action)
+            case EnvironmentChanged(name):
+                gathering.environments[name] = None
             case SaveBatch(new):
                 gathering.batches.append(new)
             case SaveEvent(event):
@@ -410,13 +422,16 @@ class HostLoop:
 
     def _view(self, gathering: _Gathering) -> _Shown:
         tasks = {id_: (task_row(save.task), save.batch) for id_, save in gathering.tasks.items()}
+        state = self._engine.state
+        environments = {name: show_environment(state, name) for name in gathering.environments}
         if not self._world.wants_nodes():
-            return _Shown(tasks, None, None)
-        nodes = self._engine.state.fleet.nodes
+            return _Shown(tasks, None, None, environments)
+        nodes = state.fleet.nodes
         return _Shown(
             tasks,
             {name: nodes[name].view() if name in nodes else None for name in gathering.nodes},
             [nodes[name].view() for name in gathering.readings if name in nodes],
+            environments,
         )
 
     async def _write(self, group: Group, documents: list[DocumentChange]) -> None:
@@ -496,6 +511,8 @@ class HostLoop:
             self._world.nodes_changed(shown.nodes, shown.readings)
         elif gathering.nodes or gathering.readings:
             self._world.nodes_skipped()
+        if shown.environments:
+            self._world.environments_changed(shown.environments)
         for event in gathering.events:
             self._world.event_told(event)
         for answered, value in gathering.answers:

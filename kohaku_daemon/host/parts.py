@@ -22,7 +22,10 @@ from kohaku_daemon.host.waiting import WaitingRoom
 from kohaku_daemon.store.tasks import TaskStore
 
 if TYPE_CHECKING:
+    from kohaku_daemon.host.environments import Workshop
     from kohaku_daemon.host.relay import Relay
+    from kohaku_daemon.host.shells import Shells
+    from kohaku_daemon.host.streams import Streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,10 @@ class Parts:
     lately: Lately
     links: Links
     gate: Gate
+    streams: Streams
     relay: Relay
+    workshop: Workshop
+    shells: Shells
     refusals: Refusals
     #: UTC seconds.
     started_at: float

@@ -1,4 +1,4 @@
-"""Data connections: tickets for clients, and joining a client's connection to a runner's.
+"""Reading logs: joining a client's data connection to a runner's.
 
 Knows: that bytes flow from one WebSocket to the other no faster than the reader takes them;
 each message waits for the socket, so a reader that stalls holds back its own runner's stream
@@ -13,43 +13,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 from aiohttp import WSMsgType, web
 
-from kohaku_daemon.clock import Clock
-from kohaku_daemon.core.access.tokens import token_digest
 from kohaku_daemon.core.cluster.records import TaskRecord
 from kohaku_daemon.core.cluster.state import ClusterState
 from kohaku_daemon.host.guard import vouch
 from kohaku_daemon.host.links import Links
 from kohaku_daemon.host.loop import HostLoop
+from kohaku_daemon.host.streams import Streams, next_message
 from kohaku_daemon.host.waiting import WaitingRoom
 from kohaku_daemon.store.tasks import TaskStore
 from kohaku_daemon.supervise import spawn
-from protocol.errors import KohakuError, Unauthenticated, Unavailable
-from protocol.framing import MAX_DATA_MESSAGE
+from protocol.errors import KohakuError, Unavailable
 from protocol.ids import NodeName, TaskId, UserName
 from protocol.messages.runner import OrderStream
 from protocol.messages.stream import LogEnd, OpenLogs, Ticket
 from protocol.models.task import TaskState
-from protocol.session import CloseCode
 
 _log = logging.getLogger(__name__)
 
-#: Long enough for one round trip on a bad line; a ticket that is not used at once is not used.
-_TICKET_S: Final = 60.0
-#: Tickets that may wait to be used; more are refused.
-_MOST_TICKETS: Final = 10_000
-#: Tickets of one user that wait to be used, so that nobody uses up those of all.
-_MOST_OF_ONE: Final = 1_000
+_PATH: Final = "/v1/stream/logs"
 #: A runner that is there dials back at once.
 _DIAL_BACK_S: Final = 15.0
-_PING_S: Final = 20.0
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -65,27 +54,24 @@ class _Stream:
 
 
 class Relay:
-    """All tickets and streams."""
+    """All logs that are being read."""
 
     def __init__(
         self,
+        streams: Streams,
         state: ClusterState,
         store: TaskStore,
         links: Links,
         waiting: WaitingRoom,
-        clock: Clock,
         loop: HostLoop,
     ) -> None:
+        self._client_streams = streams
         self._state = state
         self._store = store
         self._links = links
         self._waiting = waiting
-        self._clock = clock
         self._loop = loop
-        #: By digest: what may be read, until when, and whose it is.
-        self._tickets: dict[str, tuple[OpenLogs, float, UserName]] = {}
         self._streams: dict[str, _Stream] = {}
-        self._open: set[web.WebSocketResponse] = set()
 
     def ticket(self, logs: OpenLogs, user: UserName) -> Ticket:
         """Make a ticket to read logs; whoever gets it has been let in already.
@@ -93,14 +79,7 @@ class Relay:
         Raises:
             Unavailable: Too many tickets wait to be used.
         """
-        now = self._clock.now()
-        self._tickets = {key: kept for key, kept in self._tickets.items() if kept[1] > now}
-        own = sum(kept[2] == user for kept in self._tickets.values())
-        if own >= _MOST_OF_ONE or len(self._tickets) >= _MOST_TICKETS:
-            raise Unavailable("too many data connections are being opened", hint="try again")
-        text = secrets.token_hex(32)
-        self._tickets[token_digest(text)] = (logs, now + _TICKET_S, user)
-        return Ticket(text, "/v1/stream/logs", now + _TICKET_S)
+        return self._client_streams.ticket(logs, _PATH, user)
 
     async def serve_client(self, request: web.Request) -> web.StreamResponse:
         """Answer ``GET /v1/stream/logs``: one ticket, one stream.
@@ -108,16 +87,15 @@ class Relay:
         Raises:
             Unauthenticated: The ticket is unknown, used, or too old.
         """
-        logs = self._punch(request.headers.get("Authorization", ""))
+        logs = self._client_streams.punch(request, OpenLogs, "task.logs")
         vouch(request.transport)
-        # Pings are answered in ``_read_out``: aiohttp would answer any number of them at once.
-        async with self._accept(request, autoping=False) as socket:
+        async with self._client_streams.accept(request, autoping=False) as socket:
             await self._serve_logs(socket, logs)
         return socket
 
     async def _serve_logs(self, socket: web.WebSocketResponse, logs: OpenLogs) -> None:
         # The client sends nothing but its close, and that is only noticed by reading.
-        reading = spawn(_read_out(socket), name="read a client's data connection")
+        reading = spawn(next_message(socket), name="read a client's data connection")
         working = spawn(self._send_logs(socket, logs), name=f"logs of task {logs.task}")
         try:
             await asyncio.wait({reading, working}, return_when=asyncio.FIRST_COMPLETED)
@@ -137,46 +115,11 @@ class Relay:
         if stream is None or stream.node != node:
             raise web.HTTPNotFound(text="nobody waits for this stream\n")
         del self._streams[number]
-        async with self._accept(request) as socket:
+        async with self._client_streams.accept(request) as socket:
             if not stream.arrived.done():  # else the client went away during the handshake
                 stream.arrived.set_result(socket)
                 await stream.finished.wait()
         return socket
-
-    async def close(self) -> None:
-        """Let go of all data connections, as the host stops; readers go on later."""
-        closing = [socket.close(code=CloseCode.GOING_AWAY) for socket in self._open]
-        await asyncio.gather(*closing)
-
-    @asynccontextmanager
-    async def _accept(
-        self, request: web.Request, *, autoping: bool = True
-    ) -> AsyncIterator[web.WebSocketResponse]:
-        socket = web.WebSocketResponse(
-            compress=False,
-            max_msg_size=MAX_DATA_MESSAGE + 1,
-            heartbeat=_PING_S,
-            timeout=1.0,
-            autoping=autoping,
-        )
-        await socket.prepare(request)
-        self._open.add(socket)
-        try:
-            yield socket
-        finally:
-            self._open.discard(socket)
-            await socket.close()
-
-    def _punch(self, header: str) -> OpenLogs:
-        scheme, _, text = header.partition(" ")
-        known = None
-        if scheme.lower() == "ticket" and text.isascii():  # digests are of text that is Unicode
-            known = self._tickets.pop(token_digest(text.strip()), None)
-        if known is None or known[1] <= self._clock.now():
-            raise Unauthenticated(
-                "the ticket is unknown, used or too old", hint="ask for a new one: task.logs"
-            )
-        return known[0]
 
     async def _send_logs(self, socket: web.WebSocketResponse, logs: OpenLogs) -> None:
         try:
@@ -248,13 +191,3 @@ def _node_of(task: TaskRecord, attempt: int) -> NodeName:
     """Give the node an attempt was on: history has those of earlier ones."""
     nodes = (change.node for change in task.history if change.attempt == attempt and change.node)
     return NodeName(next(nodes, task.node))
-
-
-async def _read_out(socket: web.WebSocketResponse) -> None:
-    """Read until the client closes, or says what is not for it to say."""
-    async for message in socket:
-        if message.type is WSMsgType.PING:
-            await socket.pong(message.data)
-        elif message.type is not WSMsgType.PONG:
-            return
-        await asyncio.sleep(0)

@@ -68,7 +68,9 @@ def check_readings(readings: Readings) -> None:
             gpu.used_percent, gpu.temperature or 0.0, gpu.power or 0.0, gpu.power_limit or 0.0,
             gpu.fan_percent or 0.0,
         )  # fmt: skip
-        sizes.append(gpu.memory_used)
+        sizes += (gpu.memory_used, gpu.processes_left_out)
+        for process in gpu.processes:
+            sizes += (process.pid, process.memory or 0, process.task or 0)
     for task in readings.tasks:
         floats += (task.cpu_s, task.cpu_percent)
         sizes += (task.task, task.memory, task.processes)

@@ -22,6 +22,7 @@ from kohaku_daemon.core.access.tokens import TokenKind, is_token, token_digest
 from kohaku_daemon.core.cluster.copies import refuse_copy
 from kohaku_daemon.core.cluster.events import (
     JoinAsked,
+    PinAsked,
     RunnerBeat,
     RunnerGone,
     RunnerRegistered,
@@ -50,6 +51,8 @@ from protocol.messages.runner import (
     HeartbeatTaken,
     Join,
     Joined,
+    PinImage,
+    PinnedImage,
     Register,
     Registered,
     Report,
@@ -145,6 +148,8 @@ class RunnerDoor:
                 return Reported()
             case Readings():
                 return self._beat(_link(visitor, method), params)
+            case PinImage():
+                return await self._pin(_link(visitor, method), params)
             case _:
                 raise BadRequest(f"{method.name} is not answered here")
 
@@ -183,6 +188,12 @@ class RunnerDoor:
             case _:
                 return False
         return True
+
+    async def _pin(self, link: RunnerLink, params: PinImage) -> PinnedImage:
+        event = PinAsked(link.node, params.batch, params.reference, params.digest)
+        answer = await self._parts.loop.ask(event)
+        assert isinstance(answer, PinnedImage)
+        return answer
 
     def _beat(self, link: RunnerLink, readings: Readings) -> HeartbeatTaken:
         _check_size("the readings", readings)

@@ -21,6 +21,7 @@ from kohaku_daemon.core.cluster.records import BatchRecord
 from kohaku_daemon.store.tasks import TaskRow
 from protocol.ids import NodeName, TaskId
 from protocol.messages.cluster import Event, Topic
+from protocol.models.environment import Environment
 from protocol.models.node import Node
 
 K = TypeVar("K", bound=Hashable)
@@ -193,6 +194,7 @@ class Hub:
         self.nodes = ChangeLog[NodeName, Node | None]()
         self.readings = ChangeLog[NodeName, Node | None]()
         self.events = ChangeLog[int, Event]()
+        self.environments = ChangeLog[str, Environment | None]()
         #: What readers of this frame were given, for others at the same place: of the watch.
         self.written: dict[Hashable, object] = {}
         self._bell = asyncio.Event()
@@ -250,6 +252,10 @@ class Hub:
         """Note a line of the diary."""
         self.events.put({event.id: event}, self._take(1))
 
+    def put_environment(self, name: str, environment: Environment | None) -> None:
+        """Note a changed environment, or that it is no more."""
+        self.environments.put_one(name, environment, self._take(1), self.frame)
+
     async def changed(self, after: int) -> None:
         """Wait until there is a frame with something newer than a place."""
         while self.frame <= after:
@@ -276,6 +282,7 @@ class Hub:
             Topic.NODES: self.nodes.floor,
             Topic.READINGS: self.readings.floor,
             Topic.EVENTS: self.events.floor,
+            Topic.ENVIRONMENTS: self.environments.floor,
         }
         return any(revision < floors[topic] for topic in topics)
 
@@ -312,6 +319,7 @@ class Hub:
         self.frame = self.revision
         self.nodes.drop_replaced()
         self.readings.drop_replaced()
+        self.environments.drop_replaced()
         self.written.clear()
         # Ring for those who wait now; who comes later looks at the frame first.
         bell, self._bell = self._bell, asyncio.Event()

@@ -19,6 +19,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from kohaku_daemon.core.access.tokens import TokenKind, is_token
 from kohaku_daemon.host.clients import ClientDoor
+from kohaku_daemon.host.environment_files import ROUTE, EnvironmentFiles
 from kohaku_daemon.host.gate import bearer
 from kohaku_daemon.host.guard import Census, Entrance, GuardedConnection, account_of, vouch
 from kohaku_daemon.host.meters import Meters
@@ -67,7 +68,9 @@ def make_app(parts: Parts, meters: Meters) -> web.Application:
             web.get("/v1/ws", routes.client),
             web.get("/v1/runner", routes.runner),
             web.get("/v1/stream/logs", routes.logs),
+            web.get("/v1/stream/shell", routes.shell),
             web.get("/v1/runner/stream/{stream}", routes.runner_stream),
+            web.get(ROUTE, routes.environment_file),
         ]
     )
     return app
@@ -95,6 +98,7 @@ class _Routes:
         self._meters = meters
         self._clients = ClientDoor(parts)
         self._runners = RunnerDoor(parts)
+        self._files = EnvironmentFiles(parts.config.environments)
         self._served: set[Served] = set()
         self._loop_time = loop_time
 
@@ -131,8 +135,12 @@ class _Routes:
             self._runners.closed(served)
 
     async def logs(self, request: web.Request) -> web.StreamResponse:
-        """Data connection of a client."""
+        """Data connection of a client that reads logs."""
         return await self._parts.relay.serve_client(request)
+
+    async def shell(self, request: web.Request) -> web.StreamResponse:
+        """Data connection of a client that runs a command in an environment."""
+        return await self._parts.shells.serve(request)
 
     async def runner_stream(self, request: web.Request) -> web.StreamResponse:
         """Data connection of a runner."""
@@ -140,11 +148,18 @@ class _Routes:
         vouch(request.transport)
         return await self._parts.relay.serve_runner(request, node)
 
+    async def environment_file(self, request: web.Request) -> web.StreamResponse:
+        """Packed environment, for a runner."""
+        node = self._parts.gate.node(_token(request), request.remote or "")
+        vouch(request.transport)
+        return await self._files.serve(request, node)
+
     async def close(self, app: web.Application) -> None:
         """Tell everybody that the host stops."""
+        self._files.close()
         for served in tuple(self._served):
             await served.close(CloseCode.GOING_AWAY, "the host stops")
-        await self._parts.relay.close()
+        await self._parts.streams.close()
 
     @web.middleware
     async def refuse(

@@ -1,4 +1,4 @@
-"""What committed changes are passed on to: runners, watchers, waiters."""
+"""What committed changes are passed on to: runners, watchers, waiters, the workshop."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from kohaku_daemon.core.cluster.records import EventRecord
 from kohaku_daemon.core.cluster.state import ClusterState
+from kohaku_daemon.host.environments import Workshop
 from kohaku_daemon.host.handlers.cluster import show_event
 from kohaku_daemon.host.lately import Lately
 from kohaku_daemon.host.links import Links
@@ -15,6 +16,7 @@ from kohaku_daemon.host.waiting import WaitingRoom
 from kohaku_daemon.supervise import spawn
 from protocol.ids import NodeName, TaskId
 from protocol.messages.runner import Order
+from protocol.models.environment import Environment
 from protocol.models.node import Node
 from protocol.session import CloseCode
 
@@ -25,13 +27,20 @@ class Outside:
     """Carries out what the loop releases (``host.loop.World``)."""
 
     def __init__(
-        self, state: ClusterState, links: Links, hub: Hub, waiting: WaitingRoom, lately: Lately
+        self,
+        state: ClusterState,
+        links: Links,
+        hub: Hub,
+        waiting: WaitingRoom,
+        lately: Lately,
+        workshop: Workshop,
     ) -> None:
         self._state = state
         self._links = links
         self._hub = hub
         self._waiting = waiting
         self._lately = lately
+        self._workshop = workshop
 
     def send_orders(self, node: NodeName, orders: Sequence[Order]) -> None:
         """Pass orders to a runner if its link is open."""
@@ -74,6 +83,10 @@ class Outside:
     def nodes_skipped(self) -> None:
         """Note that nodes changed while nobody wanted them."""
         self._hub.skip_nodes()
+
+    def environments_changed(self, environments: Mapping[str, Environment | None]) -> None:
+        """Show environments that changed, None for one that is no more, and work on them."""
+        self._workshop.changed(environments)
 
     def event_told(self, event: EventRecord) -> None:
         """Show a line of the diary, and log it: who reads the log has the ids to search for."""

@@ -176,7 +176,11 @@ def _describe(manifest: Manifest, data: Path, path: Path) -> str:
         f"cluster {manifest.cluster} of {data}, as it was at {stamp(manifest.made_at)}",
         f"{len(manifest.files)} files, {size}, read back and compared",
     ]
-    if manifest.left_out:
-        lines.append(f"left out, as no part of the host: {', '.join(manifest.left_out)}")
+    others = [name for name in manifest.left_out if name != host_config.ENVIRONMENTS]
+    if others:
+        lines.append(f"left out, as no part of the host: {', '.join(others)}")
+    if len(others) < len(manifest.left_out):
+        folder = data / host_config.ENVIRONMENTS
+        lines.append(f"packed environments are not in it: keep a copy of {folder} beside it")
     lines.append("it holds the admin's token: keep it where only admins can read it")
     return "\n".join(lines) + "\n"

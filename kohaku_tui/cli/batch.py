@@ -15,23 +15,27 @@ from kohaku_tui.cli.options import (
     OneBatchId,
     Timeout,
     batch_id,
+    whole,
 )
 from kohaku_tui.cli.reach import ask_cluster
 from kohaku_tui.cli.table import Column, Row
 from kohaku_tui.cli.task import kill_and_tell
-from kohaku_tui.cli.task_view import TASK_COLUMNS, task_row
+from kohaku_tui.cli.task_view import RESULT_COLUMNS, result_row
 from kohaku_tui.cli.wait import wait_and_exit
 from kohaku_tui.document import to_document
 from kohaku_tui.format import age, counts_text, moment
-from protocol.messages.task import BatchPage, ListBatches, OneBatch
-from protocol.methods import BATCH_LIST, BATCH_SHOW
-from protocol.models.task import Batch, Task
+from protocol.ids import BatchId, TaskId
+from protocol.messages.task import BatchPage, ListBatches, ListTasks, OneBatch, TaskPage
+from protocol.methods import BATCH_LIST, BATCH_SHOW, TASK_LIST
+from protocol.models.task import Batch, Task, TaskState
 
 if TYPE_CHECKING:
     from protocol.client import Cluster
 
 #: What one answer of the host may hold.
 _PAGE: Final = 500
+#: Tasks that people are shown of a batch, unless they ask for more.
+_SHOWN: Final = 50
 
 _COLUMNS: Final = (
     Column("ID"),
@@ -63,20 +67,38 @@ def list_batches(
         output.note("there are older ones: --limit N or --all", "dim")
 
 
-def show(batch: OneBatchId, *, as_json: AsJson = False, context: OnContext = "") -> None:
-    """Show a batch and its tasks."""
+def show(
+    batch: OneBatchId,
+    state: Annotated[
+        list[TaskState] | None,
+        typer.Option("--state", help="Only its tasks in this state; may be repeated."),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit",
+            metavar="N",
+            parser=whole(1),
+            show_default="50, with --json all",
+            help="How many of its tasks at most.",
+        ),
+    ] = None,
+    *,
+    everything: Everything = False,
+    as_json: AsJson = False,
+    context: OnContext = "",
+) -> None:
+    """Show a batch and what became of each of its tasks, in their order."""
     wanted = batch_id(batch)
+    most = None if everything or (as_json and limit is None) else limit or _SHOWN
 
-    async def look(cluster: Cluster) -> tuple[Batch, list[Task]]:
+    async def look(cluster: Cluster) -> tuple[Batch, TaskPage]:
         answer = await cluster.call(BATCH_SHOW, OneBatch(wanted))
-        return answer.batch, [task async for task in cluster.tasks(batch=wanted)]
+        return answer.batch, await _gather_tasks(cluster, wanted, tuple(state or ()), most)
 
-    answer, found = ask_cluster(context, look)
-    tasks = sorted(found, key=lambda task: task.index)
+    answer, page = ask_cluster(context, look)
     if as_json:
-        document = to_document(answer)
-        document["tasks"] = [to_document(task) for task in tasks]
-        output.print_document(document)
+        output.print_document({**to_document(answer), **to_document(page)})
         return
     now = output.now()
     output.print_facts(
@@ -89,7 +111,9 @@ def show(batch: OneBatchId, *, as_json: AsJson = False, context: OnContext = "")
         ]
     )
     output.say("")
-    output.print_table(TASK_COLUMNS, (task_row(task, now) for task in tasks))
+    output.print_table(RESULT_COLUMNS, (result_row(task, now) for task in page.tasks))
+    if page.more and output.talks_to_terminal():
+        output.note("there are more: --limit N, --all or --state failed", "dim")
 
 
 def wait(
@@ -105,6 +129,22 @@ def wait(
 def kill(batch: OneBatchId, *, as_json: AsJson = False, context: OnContext = "") -> None:
     """End all tasks of a batch that are not over."""
     kill_and_tell((), batch_id(batch), as_json=as_json, context=context)
+
+
+async def _gather_tasks(
+    cluster: Cluster, batch: BatchId, states: tuple[TaskState, ...], most: int | None
+) -> TaskPage:
+    """Give at most so many tasks of a batch, the first ones."""
+    tasks: list[Task] = []
+    more = True
+    while more and (most is None or len(tasks) < most):
+        limit = _PAGE if most is None else min(_PAGE, most - len(tasks))
+        after = tasks[-1].id if tasks else TaskId(0)
+        wanted = ListTasks(states=states, batch=batch, after=after, limit=limit)
+        page = await cluster.call(TASK_LIST, wanted)
+        tasks += page.tasks
+        more = page.more and bool(page.tasks)
+    return TaskPage(tuple(tasks), more)
 
 
 async def _gather(cluster: Cluster, owner: str, most: int | None) -> BatchPage:

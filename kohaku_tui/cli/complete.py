@@ -71,6 +71,17 @@ def complete_batches(ctx: typer.Context, incomplete: str) -> list[Offer]:
     return _offer(ctx, incomplete, look)
 
 
+def complete_environments(ctx: typer.Context, incomplete: str) -> list[Offer]:
+    """Offer the names of environments."""
+
+    async def look(cluster: Cluster) -> list[Offer]:
+        return [
+            (one.name, f"{one.state} from {one.source}") for one in await cluster.environments()
+        ]
+
+    return _offer(ctx, incomplete, look)
+
+
 def complete_contexts(incomplete: str) -> list[Offer]:
     """Offer the names of saved contexts."""
     try:

@@ -8,7 +8,7 @@ Does not know: which command wants it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -164,7 +164,9 @@ async def _wait(
 
 
 async def _tell_progress(cluster: Cluster, ids: Sequence[TaskId], batch: BatchId | None) -> None:
+    # Of a batch there may be 100,000: their states are kept, and not the tasks.
     states: dict[TaskId, TaskState] = {}
+    last: Task | None = None
     subject = plural(len(ids), "task") if batch is None else f"batch {batch}"
     try:
         with output.progress() as tell:
@@ -173,9 +175,17 @@ async def _tell_progress(cluster: Cluster, ids: Sequence[TaskId], batch: BatchId
                 if update.start:
                     states.clear()
                 states.update((task.id, task.state) for task in update.tasks)
-                tell(f"waiting for {subject}: {counts_text(Counter(states.values()))}")
+                last = update.tasks[-1] if update.tasks else last
+                tell(f"waiting for {subject}: {say_standing(states.values(), last)}")
     except KohakuError:
         return  # progress is a kindness; the wait itself reports what is wrong
+
+
+def say_standing(states: Collection[TaskState], last: Task | None) -> str:
+    """Say where tasks stand: how many in each state, and of a single one how far it is."""
+    if last is not None and len(states) == 1:
+        return task_state(last)
+    return counts_text(Counter(states))
 
 
 async def _tell_absence(cluster: Cluster, task: TaskId) -> None:

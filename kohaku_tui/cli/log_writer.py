@@ -46,12 +46,12 @@ class LogWriter:
         """
         cleaner = self._cleaners.get(chunk.source)
         data = chunk.data if cleaner is None else cleaner.feed(chunk.data).encode()
-        await _write_all(self._places[chunk.source], data)
+        await write_all(self._places[chunk.source], data)
 
     async def finish(self) -> None:
         """Write what was held back, and switch colours off."""
         for source, cleaner in self._cleaners.items():
-            await _write_all(self._places[source], cleaner.finish().encode())
+            await write_all(self._places[source], cleaner.finish().encode())
 
 
 def end_notes(end: LogEnd) -> list[str]:
@@ -65,7 +65,12 @@ def end_notes(end: LogEnd) -> list[str]:
     return notes
 
 
-async def _write_all(fd: int, data: bytes) -> None:
+async def write_all(fd: int, data: bytes) -> None:
+    """Write bytes as they are, without blocking the event loop.
+
+    Raises:
+        BrokenPipeError: Nobody reads any more.
+    """
     sys.stdout.flush()
     left = memoryview(data)
     while left:

@@ -27,9 +27,11 @@ from kohaku_tui.cli import (
     access,
     batch,
     call,
+    environment,
     events,
     node,
     output,
+    registry,
     retry,
     status,
     submit,
@@ -132,6 +134,26 @@ _node.command("label", cls=Command)(node.label)
 _node.command("remove", cls=Command)(node.remove)
 _node.command("join-token", cls=Command)(node.join_token)
 app.add_typer(_node, name="node")
+
+_environment: Final = _make_family(
+    "What tasks run in: made on the host machine, packed for the nodes."
+)
+_environment.command("create", cls=Command)(environment.create)
+_environment.command("shell", cls=Command)(environment.shell)
+_environment.command("exec", cls=Command)(environment.execute)
+_environment.command("pack", cls=Command)(environment.pack)
+_environment.command("pull", cls=Command)(environment.pull)
+_environment.command("list", cls=Command)(environment.list_environments)
+_environment.command("show", cls=Command)(environment.show)
+_environment.command("delete", cls=Command)(environment.delete)
+app.add_typer(_environment, name="environment")
+app.add_typer(_environment, name="env", hidden=True)
+
+_registry: Final = _make_family("Whom the cluster is to registries of images.")
+_registry.command("set", cls=Command)(registry.set_account)
+_registry.command("list", cls=Command)(registry.list_accounts)
+_registry.command("remove", cls=Command)(registry.remove)
+app.add_typer(_registry, name="registry")
 
 _context: Final = _make_family("Saved hosts and who you are there.")
 _context.command("list", cls=Command)(access.list_contexts)

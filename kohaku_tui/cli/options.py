@@ -12,7 +12,13 @@ from typing import Annotated, Final, TypeVar
 
 import typer
 
-from kohaku_tui.cli.complete import complete_batches, complete_contexts, complete_nodes
+from kohaku_tui.cli import output
+from kohaku_tui.cli.complete import (
+    complete_batches,
+    complete_contexts,
+    complete_environments,
+    complete_nodes,
+)
 from kohaku_tui.cli.complete import complete_tasks as complete_task_ids
 from protocol.errors import BadRequest
 from protocol.ids import BatchId, TaskId, parse_id
@@ -20,9 +26,25 @@ from protocol.units import parse_duration, parse_size
 
 T = TypeVar("T")
 
+_DIGITS: Final = re.compile(r"[0-9]+")
 _WHOLE: Final = re.compile(r"[+-]?[0-9]+")
 #: Peers keep numbers in 64 bits with a sign.
 _LARGEST: Final = 2**63 - 1
+
+
+def read_whole(text: str) -> int:
+    """Read a whole number of 0 or more that peers can keep.
+
+    Raises:
+        BadRequest: It is none, or too large.
+    """
+    if not _DIGITS.fullmatch(text):
+        raise BadRequest(f"{text!r} is not a whole number")
+    # No number of so many digits is in bounds; Python refuses to read one of 4300.
+    number = int(text) if len(text) < 25 else _LARGEST + 1
+    if number > _LARGEST:
+        raise BadRequest(f"{text[:25]} is too large", hint=f"at most {_LARGEST}")
+    return number
 
 
 def whole(least: int = -_LARGEST, most: int = _LARGEST) -> Callable[[str | int], int]:
@@ -71,6 +93,9 @@ OneTaskId = Annotated[str, typer.Argument(metavar="ID", autocompletion=complete_
 TaskIds = Annotated[list[str], typer.Argument(metavar="ID...", autocompletion=complete_task_ids)]
 OneBatchId = Annotated[str, typer.Argument(metavar="ID", autocompletion=complete_batches)]
 OneNodeName = Annotated[str, typer.Argument(metavar="NODE", autocompletion=complete_nodes)]
+EnvironmentName = Annotated[
+    str, typer.Argument(metavar="NAME", autocompletion=complete_environments)
+]
 NodeNames = Annotated[list[str], typer.Argument(metavar="NODE...", autocompletion=complete_nodes)]
 Limit = Annotated[
     int, typer.Option("--limit", metavar="N", parser=whole(1), help="How many at most.")
@@ -139,6 +164,18 @@ def parse_pairs(texts: Iterable[str], thing: str) -> dict[str, str]:
             raise BadRequest(f"{text!r} is not a {thing}", hint="write KEY=VALUE")
         pairs[key] = value
     return pairs
+
+
+def confirm(question: str) -> None:
+    """Ask before something that cannot be taken back.
+
+    Raises:
+        BadRequest: Nobody is there to be asked.
+        Abort: The answer was no.
+    """
+    if not output.can_ask():
+        raise BadRequest("this needs a yes, and no terminal is here to ask", hint="add --yes")
+    typer.confirm(question, abort=True, err=True)
 
 
 def _read(parse: Callable[[str], T], option: str, text: str) -> T:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from kohaku_tui.cli.options import parse_pairs, read_duration, read_size, task_ids
+from kohaku_tui.cli.options import parse_pairs, read_duration, read_size, read_whole, task_ids
 from protocol.errors import BadRequest
 from protocol.messages.task import LARGEST_BATCH, SubmitTask
 from protocol.models.target import parse_target
-from protocol.models.task import TaskSpec
+from protocol.models.task import DOCKER, Mount, Network, TaskSpec
 
 #: How a value of a JSON table is written into the environment, where ``str`` would say it
 #: the Python way.
@@ -27,6 +27,7 @@ _JSON_WORDS: Final[Mapping[Any, str]] = {True: "true", False: "false", None: ""}
 #: As SubmitTask wants it; told here by the option's name.
 _SHORTEST_REQUEST_ID: Final = 8
 _LONGEST_REQUEST_ID: Final = 64
+_NO_LIMIT: Final = -1
 _USUAL_GRACE_S: Final = TaskSpec(command=()).grace_s
 
 
@@ -54,6 +55,14 @@ class Wish:
     time_limit: str | None = None
     retries: int = 0
     requeue_on_lost: bool = False
+    container: str = ""
+    image: str = ""
+    mounts: Sequence[str] = ()
+    user: str = ""
+    network: Network = Network.DEFAULT
+    shm_size: str | None = None
+    ulimits: Sequence[str] = ()
+    privileged: bool = False
 
 
 def make_request(wish: Wish, environment: Mapping[str, str]) -> SubmitTask:
@@ -82,6 +91,7 @@ def make_request(wish: Wish, environment: Mapping[str, str]) -> SubmitTask:
             f" {_LONGEST_REQUEST_ID} characters",
             hint="such as: $(uuidgen)",
         )
+    _check_container(wish)
     spec = TaskSpec(
         command=tuple(wish.command),
         name=wish.name,
@@ -97,6 +107,14 @@ def make_request(wish: Wish, environment: Mapping[str, str]) -> SubmitTask:
         time_limit_s=_read_time_limit(wish.time_limit),
         retries=wish.retries,
         requeue_on_lost=wish.requeue_on_lost,
+        container=wish.container,
+        image=wish.image,
+        mounts=tuple(map(read_mount, wish.mounts)),
+        user=wish.user,
+        network=wish.network,
+        shm_size=0 if wish.shm_size is None else read_size("--shm-size", wish.shm_size),
+        ulimits=dict(map(read_ulimit, wish.ulimits)),
+        privileged=wish.privileged,
     )
     return SubmitTask(
         request_id=wish.request_id,
@@ -107,6 +125,71 @@ def make_request(wish: Wish, environment: Mapping[str, str]) -> SubmitTask:
         after=tuple(task_ids(wish.after)),
         gang=wish.gang,
     )
+
+
+def _check_container(wish: Wish) -> None:
+    """Refuse options of containers that exclude each other, or the backend that was named."""
+    if wish.container and wish.image:
+        raise BadRequest(
+            "--container and --image exclude each other",
+            hint="choose one: an environment of the cluster, or an image of a registry",
+        )
+    asked = {
+        "--container": wish.container,
+        "--image": wish.image,
+        "--mount": wish.mounts,
+        "--user": wish.user,
+        "--network none": wish.network is Network.NONE,
+        "--shm-size": wish.shm_size is not None,
+        "--ulimit": wish.ulimits,
+        "--privileged": wish.privileged,
+    }
+    option = next((option for option, is_set in asked.items() if is_set), "")
+    if option and wish.backend not in {"", DOCKER}:
+        raise BadRequest(
+            f"{option} is about containers, and --backend {wish.backend} has none",
+            hint="leave out one of the two",
+        )
+
+
+def read_mount(text: str) -> Mount:
+    """Read ``SRC:DST``, with ``:ro`` where the task may only read.
+
+    Raises:
+        BadRequest: It is neither.
+    """
+    source, _, rest = text.partition(":")
+    destination, _, mode = rest.partition(":")
+    if not source or not destination or mode not in {"", "ro", "rw"} or text.endswith(":"):
+        raise BadRequest(
+            f"--mount {text!r} is not SRC:DST or SRC:DST:ro",
+            hint="give a path on the node and one in the container: --mount /data/set:/data:ro",
+        )
+    return Mount(source, destination, read_only=mode == "ro")
+
+
+def read_ulimit(text: str) -> tuple[str, tuple[int, int]]:
+    """Read ``NAME=SOFT:HARD``, or ``NAME=BOTH``; ``unlimited`` is -1.
+
+    Raises:
+        BadRequest: It is neither.
+    """
+    name, _, limits = text.partition("=")
+    soft, separator, hard = limits.partition(":")
+    try:
+        if not name:
+            raise BadRequest("no name")
+        low = _read_limit(soft)
+        return name, (low, _read_limit(hard) if separator else low)
+    except BadRequest:
+        raise BadRequest(
+            f"--ulimit {text!r} is not NAME=SOFT or NAME=SOFT:HARD",
+            hint="give numbers, or unlimited: --ulimit nofile=4096:unlimited",
+        ) from None
+
+
+def _read_limit(text: str) -> int:
+    return _NO_LIMIT if text in {"unlimited", "-1"} else read_whole(text)
 
 
 def _read_time_limit(text: str | None) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from kohaku_tui.cli import output
-from kohaku_tui.cli.complete import complete_nodes, complete_tasks
+from kohaku_tui.cli.complete import complete_environments, complete_nodes, complete_tasks
 from kohaku_tui.cli.follow import exit_status, follow_output, note_ends, wait_over
 from kohaku_tui.cli.options import AsJson, OnContext, Timeout, read_duration, whole
 from kohaku_tui.cli.reach import ask_cluster
@@ -22,7 +22,7 @@ from protocol.errors import BadRequest, TimedOut
 from protocol.ids import TaskId
 from protocol.messages.task import LARGEST_BATCH, SubmitTask, Submitted
 from protocol.methods import TASK_SUBMIT
-from protocol.models.task import Task
+from protocol.models.task import Network, Task
 from protocol.units import render_duration
 
 if TYPE_CHECKING:
@@ -74,9 +74,56 @@ def submit(
         list[str] | None,
         typer.Option("--on", metavar="LABEL=VALUE", help="Only nodes with this label."),
     ] = None,
-    backend: Annotated[
-        str, typer.Option("--backend", metavar="NAME", help="What to run it in.")
+    container: Annotated[
+        str,
+        typer.Option(
+            "--container",
+            metavar="ENV",
+            autocompletion=complete_environments,
+            help="Run it in this environment of the cluster.",
+        ),
     ] = "",
+    image: Annotated[
+        str,
+        typer.Option("--image", metavar="REF", help="Run it in this image of a registry."),
+    ] = "",
+    backend: Annotated[
+        str,
+        typer.Option(
+            "--backend",
+            metavar="NAME",
+            help="What to run it in: docker or process; else what the node has.",
+        ),
+    ] = "",
+    mount: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mount",
+            metavar="SRC:DST[:ro]",
+            help="A file or folder of the node to see in the container; may be repeated.",
+        ),
+    ] = None,
+    user: Annotated[
+        str,
+        typer.Option("--user", metavar="USER[:GROUP]", help="Whom to be in the container."),
+    ] = "",
+    network: Annotated[
+        Network, typer.Option("--network", help="With none it has only its own loopback.")
+    ] = Network.DEFAULT,
+    shm_size: Annotated[
+        str | None,
+        typer.Option(
+            "--shm-size", metavar="SIZE", show_default="64Mi", help="Of its /dev/shm, such as 1Gi."
+        ),
+    ] = None,
+    ulimit: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ulimit",
+            metavar="NAME=SOFT[:HARD]",
+            help="Such as nofile=4096 or memlock=unlimited; may be repeated.",
+        ),
+    ] = None,
     env: Annotated[
         list[str] | None,
         typer.Option("-e", "--env", metavar="KEY[=VALUE]", help="A variable; without =, yours."),
@@ -147,6 +194,12 @@ def submit(
             help="A new attempt elsewhere if its node is lost; the old one may still run there.",
         ),
     ] = False,
+    privileged: Annotated[
+        bool,
+        typer.Option(
+            "--privileged", help="All of the machine's powers; for operators, where nodes allow it."
+        ),
+    ] = False,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait for the end; exit with the task's own status.")
     ] = False,
@@ -176,7 +229,9 @@ def submit(
             cores=cores, memory=memory, gpus=gpus, backend=backend, env=env or (), name=name,
             priority=priority, array=array, rows=rows, labels=on or (), workdir=workdir,
             grace=grace, after=after or (), gang=gang, time_limit=time_limit, retries=retries,
-            requeue_on_lost=requeue_on_lost,
+            requeue_on_lost=requeue_on_lost, container=container, image=image,
+            mounts=mount or (), user=user, network=network, shm_size=shm_size,
+            ulimits=ulimit or (), privileged=privileged,
         ),
         os.environ,
     )  # fmt: skip

@@ -3,9 +3,9 @@
 Knows: how wide text is in a terminal's cells, which columns give way when there is no room.
 Does not know: terminals, colours, where rows come from.
 
-For a pipe the width is None and nothing is cut. On a terminal columns that may yield are cut
-first, down to a few characters; then those that can be spared go, whole, because half of an
-id or of a name is worse than none.
+For a pipe the width is None and nothing is cut. On a terminal columns that can be spared and
+have nothing to say go first; then those that may yield are cut, down to a few characters; then
+the others that can be spared go, whole, because half of an id or of a name is worse than none.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from kohaku_tui.format import NOTHING
 from kohaku_tui.sanitize import clean_line
 
 GAP: Final = "  "
@@ -52,7 +53,12 @@ def lay_out(columns: Sequence[Column], rows: Iterable[Row], width: int | None) -
     titles = [Cell(column.title, "bold") for column in columns]
     lines = [titles, *([clean_cell(cell) for cell in row] for row in rows)]
     needed = [max(text_width(line[i].text) for line in lines) for i in range(len(columns))]
-    kept = _fit(columns, needed, width)
+    silent = [
+        i
+        for i, column in enumerate(columns)
+        if column.spare and all(line[i].text == NOTHING for line in lines[1:])
+    ]
+    kept = _fit(columns, needed, silent, width)
     return [[_pad(line[i], wide, right=columns[i].right) for i, wide in kept] for line in lines]
 
 
@@ -72,10 +78,12 @@ def text_width(text: str) -> int:
 
 
 def _fit(
-    columns: Sequence[Column], needed: Sequence[int], width: int | None
+    columns: Sequence[Column], needed: Sequence[int], silent: Sequence[int], width: int | None
 ) -> list[tuple[int, int]]:
-    """Choose columns, by number, and their widths."""
+    """Choose columns, by number, and their widths. ``silent`` are those not worth room."""
     kept = list(range(len(columns)))
+    if width is not None and sum(needed) + len(GAP) * (len(kept) - 1) > width:
+        kept = [i for i in kept if i not in silent]
     while True:
         widths = {i: needed[i] for i in kept}
         excess = 0 if width is None else sum(widths.values()) + len(GAP) * (len(kept) - 1) - width

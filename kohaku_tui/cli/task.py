@@ -103,14 +103,15 @@ def show(task: OneTaskId, *, as_json: AsJson = False, context: OnContext = "") -
     """Show everything about a task."""
     wanted = task_id(task)
 
-    async def look(cluster: Cluster) -> Task:
-        return await cluster.task(wanted)
+    async def look(cluster: Cluster) -> tuple[Task, dict[str, int]]:
+        found = await cluster.task(wanted)
+        return found, {} if as_json else await _gpu_indices(cluster, found)
 
-    answer = ask_cluster(context, look)
+    answer, indices = ask_cluster(context, look)
     if as_json:
         output.print_document(to_document(answer))
         return
-    output.print_facts(task_facts(answer, output.now()))
+    output.print_facts(task_facts(answer, output.now(), indices))
     if answer.history:
         output.say("")
         output.print_table(HISTORY_COLUMNS, map(history_row, answer.history))
@@ -190,6 +191,17 @@ def tell_steered(verb: str, result: SteerResult, *, as_json: bool) -> None:
             output.note(f"{verb} asked of {plural(result.asked, 'task')}", "dim")
     if result.refused:
         raise typer.Exit(1)
+
+
+async def _gpu_indices(cluster: Cluster, task: Task) -> dict[str, int]:
+    """Give the indices of a task's GPUs, by UUID: what people call them by."""
+    if task.claim is None or not task.claim.gpus:
+        return {}
+    try:
+        node = (await cluster.call(NODE_SHOW, OneNode(task.node))).node
+    except KohakuError:
+        return {}  # a node that is gone has no indices; the UUIDs say it, too
+    return {gpu.uuid: gpu.index for gpu in node.inventory.gpus if gpu.uuid in task.claim.gpus}
 
 
 async def _note_unknown(cluster: Cluster, node: str, batch: int | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from kohaku_daemon.host.handlers import cluster, node, task
+from kohaku_daemon.host.handlers import cluster, environment, node, task
 from kohaku_daemon.host.parts import Call
 from protocol import methods
 from protocol.methods import Method
@@ -36,4 +36,14 @@ CALLS: Final[Mapping[Method[Any, Any], Handler]] = {
     methods.NODE_LABEL: node.label,
     methods.NODE_REMOVE: node.remove,
     methods.NODE_JOIN_TOKEN: node.join_token,
+    methods.ENVIRONMENT_LIST: environment.list_environments,
+    methods.ENVIRONMENT_SHOW: environment.show,
+    methods.ENVIRONMENT_CREATE: environment.create,
+    methods.ENVIRONMENT_PACK: environment.pack,
+    methods.ENVIRONMENT_PULL: environment.pull,
+    methods.ENVIRONMENT_SHELL: environment.shell,
+    methods.ENVIRONMENT_DELETE: environment.delete,
+    methods.REGISTRY_LIST: environment.list_registries,
+    methods.REGISTRY_SET: environment.set_registry,
+    methods.REGISTRY_REMOVE: environment.remove_registry,
 }

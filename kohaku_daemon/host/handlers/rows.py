@@ -67,7 +67,7 @@ async def stored_task(parts: Parts, task: TaskId) -> TaskRecord:
     await parts.loop.settled()
     record = parts.store.task(task)
     if record is None:
-        raise NotFound(f"there is no task {task}", hint="see them with: kohaku task list")
+        raise _no_task(parts, task)
     return record
 
 
@@ -83,5 +83,20 @@ async def known_batch(parts: Parts, batch: BatchId) -> BatchRecord:
     await parts.loop.settled()
     record = parts.store.batch(batch)
     if record is None:
-        raise NotFound(f"there is no batch {batch}", hint="see them with: kohaku batch list")
+        raise no_batch(parts, batch)
     return record
+
+
+def no_batch(parts: Parts, batch: BatchId) -> NotFound:
+    """Make the error of a batch that does not exist; of a task it says that it is one."""
+    hint = "see them with: kohaku batch list"
+    if parts.store.task(TaskId(batch)) is not None:
+        hint = f"{batch} is a task: kohaku task show {batch}"
+    return NotFound(f"there is no batch {batch}", hint=hint)
+
+
+def _no_task(parts: Parts, task: TaskId) -> NotFound:
+    hint = "see them with: kohaku task list"
+    if parts.store.batch_summary(BatchId(task)) is not None:
+        hint = f"{task} is a batch: kohaku batch show {task}"
+    return NotFound(f"there is no task {task}", hint=hint)

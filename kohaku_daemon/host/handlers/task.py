@@ -25,6 +25,7 @@ from kohaku_daemon.host.handlers.rows import (
     brief_rows,
     fit,
     known_batch,
+    no_batch,
     stored_task,
 )
 from kohaku_daemon.host.parts import Call, Parts
@@ -147,6 +148,7 @@ async def list_tasks(call: Call, params: ListTasks) -> TaskPage:
         node=params.node,
         owner=params.owner,
         before=params.before,
+        after=params.after,
         limit=limit + 1,
     )
     rows = brief_rows(call.parts, call.actor, records[:limit])
@@ -236,7 +238,7 @@ async def show_batch(call: Call, params: OneBatch) -> BatchResult:
     await call.parts.loop.settled()
     batch = call.parts.store.batch_summary(params.batch)
     if batch is None:
-        raise NotFound(f"there is no batch {params.batch}", hint="see: kohaku batch list")
+        raise no_batch(call.parts, params.batch)
     return BatchResult(batch)
 
 

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from kohaku_daemon.core.access.permissions import Actor, may_see_contents, sees_all
 from kohaku_daemon.core.cluster.records import TaskRecord
 from kohaku_daemon.core.cluster.views import brief_task, hide_contents, view_task
+from kohaku_daemon.host.handlers.environment import list_rows
 from kohaku_daemon.host.handlers.rows import PAGE_BYTES, brief_rows, fit
 from kohaku_daemon.host.parts import Call, Parts
 from kohaku_daemon.host.subscriptions import Entry, Hub, TaskChange
@@ -40,7 +41,10 @@ _KIND: Final = {
     Topic.NODES: "nodes",
     Topic.READINGS: "nodes",
     Topic.EVENTS: "events",
+    Topic.ENVIRONMENTS: "environments",
 }
+#: Where the names of things stand that are no more.
+_GONE: Final = {"nodes": "gone_nodes", "environments": "gone_environments"}
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -53,6 +57,8 @@ class _Written(msgspec.Struct, omit_defaults=True):
     nodes: list[msgspec.Raw] = msgspec.field(default_factory=list)
     events: list[msgspec.Raw] = msgspec.field(default_factory=list)
     gone_nodes: list[str] = msgspec.field(default_factory=list)
+    environments: list[msgspec.Raw] = msgspec.field(default_factory=list)
+    gone_environments: list[str] = msgspec.field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +134,8 @@ async def _start_over(call: Call, interest: _Interest, sink: ItemSink) -> int:
         await sink.send(page)
     for page in await _node_pages(parts, interest):
         await sink.send(page)
+    for page in await _environment_pages(parts, interest):
+        await sink.send(page)
     await sink.send(Update(revision=parts.hub.render(place), ready=True))
     return place
 
@@ -157,6 +165,19 @@ async def _node_pages(parts: Parts, interest: _Interest) -> list[Update]:
         count = fit(nodes)
         pages.append(Update(nodes=tuple(nodes[:count])))
         nodes = nodes[count:]
+    return pages
+
+
+async def _environment_pages(parts: Parts, interest: _Interest) -> list[Update]:
+    """Give the environments there are, in pages."""
+    if Topic.ENVIRONMENTS not in interest.topics:
+        return []
+    rows = await list_rows(parts)
+    pages = []
+    while rows:
+        count = fit(rows)
+        pages.append(Update(environments=tuple(rows[:count])))
+        rows = rows[count:]
     return pages
 
 
@@ -222,6 +243,8 @@ def _newer(hub: Hub, interest: _Interest, place: int) -> Iterator[tuple[Topic, E
                 found = hub.readings.since(place, _PAGE, until=hub.frame)
             case Topic.EVENTS:
                 found = hub.events.since(place, _PAGE, until=hub.frame)
+            case Topic.ENVIRONMENTS:
+                found = hub.environments.since(place, _PAGE, until=hub.frame)
             case _:
                 assert_never(topic)
         for entry in found:
@@ -231,7 +254,7 @@ def _newer(hub: Hub, interest: _Interest, place: int) -> Iterator[tuple[Topic, E
 def _write_row(
     hub: Hub, interest: _Interest, topic: Topic, entry: Entry[Any, Any]
 ) -> msgspec.Raw | None:
-    """Write what one reader may see of a row; None if it is a node that is no more."""
+    """Write what one reader may see of a row; None if it is of what is no more."""
     if entry.row is None:
         return None
     if topic is Topic.TASKS:
@@ -244,7 +267,7 @@ def _write_row(
         shown = entry.row
         if topic is Topic.TASKS:
             shown = _show_task(entry.row, wide=wide)
-        elif topic is not Topic.EVENTS:
+        elif topic in {Topic.NODES, Topic.READINGS}:
             shown = _show(entry.row, interest)
         row = hub.written[key] = msgspec.Raw(_encode(shown))
     return cast("msgspec.Raw", row)
@@ -260,7 +283,7 @@ def _assemble(rows: dict[_Thing, msgspec.Raw | None], revision: str) -> msgspec.
     update = _Written(revision=revision)
     for (kind, key), row in rows.items():
         if row is None:
-            update.gone_nodes.append(key)
+            getattr(update, _GONE[kind]).append(key)
         else:
             getattr(update, kind).append(row)
     return msgspec.Raw(_encode(update))

@@ -75,7 +75,7 @@ async def test_a_stranger_is_refused_every_method_whatever_the_parameters(
             for name in [*(method.name for method in OF_CLIENTS + OF_RUNNERS), "nothing.such"]
         }
     assert refusals == dict.fromkeys(refusals, Unauthenticated)
-    assert len(refusals) == 29
+    assert len(refusals) == 40
     await host.stop()
     assert audit_lines(host.data) == [], "strangers could fill the disk"
 

@@ -22,6 +22,17 @@ def test_without_any_source_the_host_is_safe_to_start(tmp_path: Path) -> None:
     assert config.data == tmp_path / "data/host"
 
 
+def test_packed_environments_are_in_the_shared_folder_if_there_is_one(tmp_path: Path) -> None:
+    config = load({}, environ={})
+    assert config.environments == config.data / "environments"
+    assert (config.docker_socket, config.environment_versions) == (Path("/var/run/docker.sock"), 3)
+    shared = load({"shared_dir": str(tmp_path / "nfs")}, environ={})
+    assert shared.environments == tmp_path / "nfs/environments"
+    assert load({"shared_dir": ""}, environ={}).environments == config.environments
+    with pytest.raises(BadRequest, match="environment_versions"):
+        load({"environment_versions": "0"}, environ={})
+
+
 def test_host_toml_is_read_where_no_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "config").mkdir()
     (tmp_path / "config/host.toml").write_text("port = 8123\n")

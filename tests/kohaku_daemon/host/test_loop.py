@@ -39,6 +39,7 @@ from protocol.messages.cluster import GetStatus, ListEvents
 from protocol.messages.runner import Order, OrderStart
 from protocol.messages.task import ListTasks, SubmitTask, Submitted
 from protocol.methods import EVENT_LIST, STATUS, TASK_LIST, TASK_SUBMIT
+from protocol.models.environment import Environment
 from protocol.models.node import Node, Readings
 from protocol.models.task import TaskSpec, TaskState
 from tests.support.builders import OPERATOR, a_cluster, a_node, a_submission
@@ -111,6 +112,9 @@ class Diary:
 
     def nodes_skipped(self) -> None:
         self.lines.append("nodes skipped")
+
+    def environments_changed(self, environments: Mapping[str, Environment | None]) -> None:
+        self.lines += [f"environment {name}" for name in environments]
 
     def event_told(self, event: EventRecord) -> None:
         self.lines.append(event.kind)

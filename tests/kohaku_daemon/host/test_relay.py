@@ -13,7 +13,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from kohaku_daemon.host import relay
+from kohaku_daemon.host import relay, streams
 from protocol.client import Cluster, connect
 from protocol.connection import Connection, DataStream
 from protocol.errors import Forbidden, NotFound, Unauthenticated, Unavailable
@@ -317,13 +317,13 @@ async def test_a_ticket_opens_one_connection_in_its_time(
         ticket = await make()
         async with await admin.open_data(ticket.path, ticket.ticket) as data:
             assert await items_of(data) == [LogEnd(0, 0)]
-        monkeypatch.setattr(relay, "_TICKET_S", 0.0)
+        monkeypatch.setattr(streams, "_TICKET_S", 0.0)
         expired = await make()
-        monkeypatch.setattr(relay, "_TICKET_S", 60.0)
+        monkeypatch.setattr(streams, "_TICKET_S", 60.0)
         for text in (ticket.ticket, expired.ticket, "0" * 64, TOKENS[Role.ADMIN]):
             with pytest.raises(Unauthenticated):
                 await admin.open_data(ticket.path, text)
-        monkeypatch.setattr(relay, "_MOST_TICKETS", 2)
+        monkeypatch.setattr(streams, "_MOST_TICKETS", 2)
         await make()
         await make()
         with pytest.raises(Unavailable, match="too many data connections"):

@@ -16,7 +16,15 @@ from kohaku_daemon.host.reported import (
 from protocol.errors import BadRequest
 from protocol.ids import TaskId
 from protocol.messages.runner import AttemptReport, AttemptState
-from protocol.models.node import DiskReading, Gpu, GpuReading, NumaNode, Readings, TaskReading
+from protocol.models.node import (
+    DiskReading,
+    Gpu,
+    GpuProcess,
+    GpuReading,
+    NumaNode,
+    Readings,
+    TaskReading,
+)
 from protocol.models.task import Cause, Exit
 from tests.support.builders import an_inventory
 
@@ -80,6 +88,9 @@ def test_readings_that_are_numbers_pass() -> None:
         {"gpus": (GpuReading("a", NAN),)},
         {"gpus": (GpuReading("a", power=INF),)},
         {"gpus": (GpuReading("a", memory_used=-1),)},
+        {"gpus": (GpuReading("a", processes_left_out=-1),)},
+        {"gpus": (GpuReading("a", processes=(GpuProcess(-1),)),)},
+        {"gpus": (GpuReading("a", processes=(GpuProcess(1, memory=2**64),)),)},
         {"tasks": (TaskReading(TaskId(1), cpu_s=NAN),)},
         {"tasks": (TaskReading(TaskId(1), memory=2**64 - 1),)},
         {"tasks": (TaskReading(TaskId(-1)),)},

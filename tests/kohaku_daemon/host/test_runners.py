@@ -21,14 +21,23 @@ from protocol.errors import (
     BadRequest,
     Conflict,
     KohakuError,
+    NotFound,
     TooLarge,
     Unauthenticated,
     Unavailable,
 )
-from protocol.ids import TaskId
+from protocol.ids import BatchId, TaskId
 from protocol.messages.cluster import ListEvents
 from protocol.messages.node import OneNode, RemoveNode
-from protocol.messages.runner import AttemptReport, AttemptState, OrderKill, OrderStart, Report
+from protocol.messages.runner import (
+    AttemptReport,
+    AttemptState,
+    OrderKill,
+    OrderStart,
+    PinImage,
+    PinnedImage,
+    Report,
+)
 from protocol.messages.task import OneTask, SteerTasks, SubmitTask
 from protocol.methods import (
     EVENT_LIST,
@@ -36,6 +45,7 @@ from protocol.methods import (
     NODE_REMOVE,
     NODE_SHOW,
     RUNNER_JOIN,
+    RUNNER_PIN_IMAGE,
     RUNNER_REPORT,
     TASK_KILL,
     TASK_SHOW,
@@ -43,7 +53,7 @@ from protocol.methods import (
     Door,
 )
 from protocol.models.access import Role
-from protocol.models.node import DiskReading, NodeState
+from protocol.models.node import BackendInfo, DiskReading, NodeState
 from protocol.models.task import TaskSpec, TaskState
 from protocol.session import CloseCode
 from tests.support.builders import an_inventory
@@ -374,6 +384,36 @@ async def test_a_report_that_was_acknowledged_survives_the_host(tmp_path: Path) 
         store.close()
         assert record is not None
         assert (record.id, record.state) == (task, TaskState.COMPLETED)
+
+
+async def test_what_a_batch_runs_is_kept_before_the_node_hears_it(tmp_path: Path) -> None:
+    docker = an_inventory(backends=(BackendInfo("docker"),))
+    digest = f"sha256:{7:064x}"
+    async with (
+        running_host(tmp_path / "data") as host,
+        linked_runner(host, inventory=docker) as runner,
+    ):
+        await submit(host, spec=TaskSpec(command=("true",), image="ghcr.io/lab/x:1"))
+        order = await runner.start()
+        asked = PinImage(batch=order.batch, reference="ghcr.io/lab/x:1")
+        assert await runner.connection.call(RUNNER_PIN_IMAGE, asked) == PinnedImage()
+        found = replace(asked, digest=digest)
+        assert await runner.connection.call(RUNNER_PIN_IMAGE, found) == PinnedImage(digest)
+        await host.kill()
+        store = TaskStore.open(tmp_path / "data/tasks.sqlite")
+        record = store.batch(order.batch)
+        store.close()
+        assert record is not None
+        assert record.pinned == digest
+
+
+async def test_a_node_is_told_nothing_of_batches_that_it_does_not_run(host: RunningHost) -> None:
+    async with linked_runner(host) as runner:
+        await submit(host)
+        await runner.start()
+        asked = PinImage(batch=BatchId(5), reference="x")
+        with pytest.raises(NotFound):
+            await runner.connection.call(RUNNER_PIN_IMAGE, asked)
 
 
 async def test_orders_travel_in_groups_below_the_limit_of_the_wire(host: RunningHost) -> None:

@@ -64,19 +64,21 @@ def test_it_holds_all_that_belongs_to_a_host_and_nothing_that_passes(
     for passing in ("host.pid", "host.url", "tasks.sqlite-shm", ".cluster.json.new"):
         (data / passing).write_text("")
     (data / "a folder").mkdir()
+    (data / "environments").mkdir()
     (data / "link").symlink_to("/etc/passwd")
     target = tmp_path / "b.tar"
     assert backup(target, {}) == 0
     said = capsys.readouterr()
     assert said.out == f"{target}\n"
-    assert "left out, as no part of the host: a folder, link" in said.err
+    assert "left out, as no part of the host: a folder, link\n" in said.err
+    assert f"packed environments are not in it: keep a copy of {data / 'environments'}" in said.err
     assert names(target) == [
         "host/tasks.sqlite", "host/cluster.json", "host/admin.token", "host/host.key",
         "config/host.toml", "home/up.json",
     ]  # fmt: skip
     manifest = verify(target)
     assert (manifest.cluster, manifest.host_ran) == ("77", False)
-    assert manifest.schemas == {"tasks.sqlite": 1, "cluster.json": 1}
+    assert manifest.schemas == {"tasks.sqlite": 1, "cluster.json": 2}
     assert target.stat().st_mode & 0o777 == 0o600
 
 

@@ -246,7 +246,7 @@ def test_a_backup_of_a_newer_version_is_refused(
     manifest = archive.unpack(saved, out)
     if section.endswith(".json"):
         path = out / section
-        path.write_text(path.read_text().replace('"schema": 1', '"schema": 99'))
+        path.write_text(path.read_text().replace('"schema": 2', '"schema": 99'))
     else:
         connection = sqlite3.connect(out / section, isolation_level=None)
         connection.execute("PRAGMA user_version = 99")

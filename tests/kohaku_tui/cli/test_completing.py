@@ -10,9 +10,11 @@ import time
 import pytest
 
 from protocol.ids import NodeName
+from protocol.messages.environment import EnvironmentList
 from protocol.messages.node import NodeList
 from protocol.messages.task import TaskPage
-from protocol.methods import NODE_LIST, TASK_LIST
+from protocol.methods import ENVIRONMENT_LIST, NODE_LIST, TASK_LIST
+from protocol.models.environment import Environment
 from protocol.models.node import Node, NodeState
 from protocol.models.task import TaskSpec
 from tests.kohaku_tui.cli.conftest import ROOT
@@ -53,6 +55,9 @@ def test_names_and_ids_are_offered(host: ScriptedHost) -> None:
     assert press_tab("kohaku task wait 8").stdout.split() == ["82"]
     assert press_tab("kohaku task submit -t c").stdout.split() == ["cpu-01"]
     assert press_tab("kohaku call node.l").stdout.split() == ["node.list", "node.label"]
+    made = Environment(name="torch", source="python:3.12")
+    host.answer(ENVIRONMENT_LIST, EnvironmentList((made,)))
+    assert press_tab("kohaku environment pack t").stdout.split() == ["torch"]
     assert press_tab("kohaku task su").stdout.split() == ["submit"]
 
 

@@ -13,6 +13,7 @@ from typer.main import get_command
 from kohaku_tui.cli.main import app
 from protocol.errors import CODES
 from protocol.messages.cluster import Event, Status
+from protocol.models.environment import Environment, Presence, RegistryAccount, Version
 from protocol.models.node import Node
 from protocol.models.task import Batch, Explanation, NodeVerdict, Task
 from tests.kohaku_tui.cli.conftest import ROOT
@@ -50,7 +51,21 @@ def test_a_command_and_its_options_are_told(words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [Status, Task, Explanation, NodeVerdict, Batch, Node, Event], ids=lambda k: k.__name__
+    "kind",
+    [
+        Status,
+        Task,
+        Explanation,
+        NodeVerdict,
+        Batch,
+        Node,
+        Event,
+        Environment,
+        Version,
+        Presence,
+        RegistryAccount,
+    ],
+    ids=lambda k: k.__name__,
 )
 def test_the_fields_of_a_document_are_told_in_order(kind: type[msgspec.Struct]) -> None:
     words = re.sub(r"[{}\[\],`:]", " ", PAGE)

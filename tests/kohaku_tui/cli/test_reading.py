@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 
 import pytest
+from msgspec.structs import replace
 
 from protocol.errors import Forbidden, NoFit, NotFound
 from protocol.ids import BatchId, NodeName, TaskId, UserName
 from protocol.messages.cluster import Event, EventPage, Status
 from protocol.messages.node import NodeList, NodeResult
-from protocol.messages.task import BatchPage, BatchResult, ExplainResult, Submitted, TaskPage
+from protocol.messages.task import (
+    BatchPage,
+    BatchResult,
+    ExplainResult,
+    ListTasks,
+    Submitted,
+    TaskPage,
+)
 from protocol.methods import (
     BATCH_LIST,
     BATCH_SHOW,
@@ -39,6 +47,8 @@ from protocol.models.task import (
     Claim,
     Exit,
     Explanation,
+    Mount,
+    Network,
     NodeVerdict,
     Task,
     TaskSpec,
@@ -76,7 +86,7 @@ def test_a_list_for_a_pipe_is_aligned_and_whole(host: ScriptedHost, kohaku: Koha
     ran = kohaku("task", "list")
     assert (ran.status, ran.err) == (0, "")
     titles, first, second = ran.out.splitlines()
-    assert titles.split() == ["ID", "STATE", "NODE", "OWNER", "AGE", "RUN", "NAME", "COMMAND"]
+    assert titles.split() == ["ID", "STATE", "NODE", "OWNER", "AGE", "RUN", "IN", "NAME", "COMMAND"]
     assert first.endswith(f"echo {long}")
     assert titles.index("STATE") == first.index("running") == second.index("failed (3)")
     assert not any(line.endswith(" ") for line in ran.out.splitlines())
@@ -273,11 +283,111 @@ def test_batches_are_listed_and_shown(host: ScriptedHost, kohaku: Kohaku) -> Non
     batch = Batch(id=BatchId(9), owner=UserName("ada"), size=2, states={"running": 2})
     host.answer(BATCH_LIST, BatchPage((batch,)))
     host.answer(BATCH_SHOW, BatchResult(batch))
-    host.answer(TASK_LIST, TaskPage((a_task(8, index=1), a_task(7, index=0))))
+    failed = a_task(
+        8, index=1, node="n2", state=TaskState.FAILED, reason="no disk", exit=Exit(Cause.EXITED, 3)
+    )
+    host.answer(TASK_LIST, TaskPage((a_task(7, node="n1", started_at=0.0), failed)))
     assert kohaku("batch", "list").out.splitlines()[1].endswith("2 running")
+    rows = [line.split(maxsplit=6) for line in kohaku("batch", "show", "9").out.splitlines()[-3:]]
+    assert rows[0] == ["INDEX", "ID", "STATE", "NODE", "EXIT", "RUN", "REASON"]
+    assert rows[1] == ["0", "7", "running", "n1", "-", "-", "-"]
+    assert rows[2][:4] == ["1", "8", "failed", "(3)"]
+    assert rows[2][-1].endswith("no disk")
     document = json.loads(kohaku("batch", "show", "9", "--json").out)
     assert document["id"] == "9"
     assert [task["id"] for task in document["tasks"]] == ["7", "8"]
+    assert document["more"] is False
+
+
+@pytest.mark.parametrize(
+    ("words", "count", "more"),
+    [
+        ([], 50, True),
+        (["--limit", "3"], 3, True),
+        (["--limit", "700"], 700, True),
+        (["--all"], 1200, False),
+        (["--json"], 1200, False),
+        (["--json", "--limit", "3"], 3, True),
+    ],
+)
+def test_a_large_batch_is_shown_from_its_beginning(
+    host: ScriptedHost, kohaku: Kohaku, words: list[str], count: int, more: bool
+) -> None:
+    batch = Batch(id=BatchId(9), owner=UserName("ada"), size=1200, states={"queued": 1200})
+    everything = [a_task(100 + number, index=number) for number in range(1200)]
+
+    def page(asked: ListTasks) -> TaskPage:
+        assert asked.after is not None
+        assert (asked.batch, asked.states) == (9, (TaskState.QUEUED,))
+        rest = [task for task in everything if task.id > asked.after]
+        return TaskPage(tuple(rest[: asked.limit]), len(rest) > asked.limit)
+
+    host.answer(BATCH_SHOW, BatchResult(batch))
+    host.answer(TASK_LIST, page)
+    out = kohaku("batch", "show", "9", "--state", "queued", *words).out
+    if "--json" in words:
+        document = json.loads(out)
+        assert [task["index"] for task in document["tasks"]] == list(range(count))
+        assert document["more"] == more
+    else:
+        rows = out.split("\n\n")[1].splitlines()[1:]
+        assert [int(row.split()[0]) for row in rows] == list(range(count))
+
+
+def test_how_far_a_preparation_is_stands_in_the_state(host: ScriptedHost, kohaku: Kohaku) -> None:
+    there = a_task(7, state=TaskState.PREPARING, reason="preparing 43 %", started_at=0.0)
+    waits = a_task(8, state=TaskState.PREPARING, reason="waits for Docker", started_at=0.0)
+    host.tasks.update({7: there, 8: waits})
+    host.answer(TASK_LIST, TaskPage((waits, there)))
+    out = kohaku("task", "show", "7").out
+    assert "state      preparing 43 %\n" in out
+    assert "reason" not in out
+    out = kohaku("task", "show", "8").out
+    assert "state      preparing\nreason     waits for Docker\n" in out
+    listed = kohaku("task", "list").out
+    assert "  preparing 43 %  " in listed
+    assert "waits for Docker" not in listed
+
+
+def test_a_container_is_told_as_it_was_asked_for(host: ScriptedHost, kohaku: Kohaku) -> None:
+    spec = TaskSpec(
+        command=("true",),
+        container="demo",
+        mounts=(Mount("/srv/a", "/a", read_only=True), Mount("/srv/b", "/b")),
+        user="1000:1000",
+        network=Network.NONE,
+        shm_size=2**30,
+        ulimits={"nofile": (1024, -1), "core": (0, 0)},
+        privileged=True,
+    )
+    claim = Claim((0, 1), 2**30, ("GPU-b", "GPU-gone"), 1)
+    gpus = (Gpu(0, "GPU-a"), Gpu(3, "GPU-b"))
+    node = Node(name=NodeName("n1"), state=NodeState.ONLINE, inventory=Inventory(gpus=gpus))
+    host.answer(NODE_SHOW, NodeResult(node))
+    host.tasks[7] = a_task(7, spec=spec, node="n1", claim=claim)
+    out = kohaku("task", "show", "7").out
+    for line in (
+        "container       demo",
+        "mount           /srv/a:/a:ro",
+        "mount           /srv/b:/b",
+        "user            1000:1000",
+        "network         none",
+        "shm size        1 GiB",
+        "ulimits         core=0 nofile=1024:unlimited",
+        "privileged      yes",
+        "claimed cores   2, numbers 0-1",
+        "claimed gpu     GPU 3, GPU-b",
+        "claimed gpu     GPU-gone",
+        "claimed numa    NUMA node 1",
+    ):
+        assert f"{line}\n" in out
+    host.answer(NODE_SHOW, NotFound("no node is called 'n1'"))
+    assert "claimed gpu     GPU-b\n" in kohaku("task", "show", "7").out
+    host.answer(TASK_LIST, TaskPage((host.tasks[7], a_task(8, spec=replace(spec, container="")))))
+    assert [line.split()[6] for line in kohaku("task", "list").out.splitlines()[1:]] == [
+        "demo",
+        "-",
+    ]
 
 
 def test_events_read_like_a_diary(host: ScriptedHost, kohaku: Kohaku) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import pytest
 
+from kohaku_tui.cli.follow import say_standing
 from protocol.ids import BatchId, NodeName, TaskId
 from protocol.messages.cluster import Event, EventPage, Status, Update
 from protocol.messages.node import NodeList, NodeResult
@@ -387,6 +388,39 @@ def test_a_watch_on_a_terminal_is_a_table(host: ScriptedHost, process: Start) ->
     shown = read_terminal(process, "task", "watch", "7")
     last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown).splitlines()[-1]
     assert last.split()[:2] == ["7", "completed"]
+
+
+def test_a_watch_says_how_far_a_preparation_is_once(host: ScriptedHost, kohaku: Kohaku) -> None:
+    steps = [
+        a_task(7, state=TaskState.PREPARING, node="n1", reason=reason, started_at=0.0)
+        for reason in ("", "preparing 43 %", "waits for Docker")
+    ]
+    host.tasks[7] = steps[0]
+    host.updates = [
+        Update(start=True, ready=True, tasks=(steps[1],)),
+        Update(tasks=(steps[2],)),
+        Update(tasks=(DONE,)),
+    ]
+    said = [line.split("  ", 1)[1] for line in kohaku("task", "watch", "7").out.splitlines()]
+    assert said[:3] == [
+        "7  preparing  on n1",
+        "7  preparing 43 %  on n1",
+        "7  preparing  on n1  (waits for Docker)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "said"),
+    [
+        ([], "none"),
+        ([a_task(7, state=TaskState.PREPARING, reason="preparing 43 %")], "preparing 43 %"),
+        ([DONE], "completed"),
+        ([DONE, a_task(8), a_task(9)], "1 completed, 2 running"),
+    ],
+)
+def test_who_waits_is_told_how_far_it_is(tasks: list[Task], said: str) -> None:
+    last = tasks[-1] if tasks else None
+    assert say_standing([task.state for task in tasks], last) == said
 
 
 def test_events_are_followed_without_repeats(host: ScriptedHost, process: Start) -> None:

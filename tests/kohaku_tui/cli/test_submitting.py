@@ -15,7 +15,7 @@ from protocol.messages.stream import LogChunk, LogEnd, OpenLogs, Source, Ticket
 from protocol.messages.task import Submitted, TaskPage, TaskResult
 from protocol.methods import TASK_LIST, TASK_LOGS, TASK_SHOW, TASK_SUBMIT
 from protocol.models.target import Target
-from protocol.models.task import Cause, Change, Exit, TaskSpec, TaskState
+from protocol.models.task import Cause, Change, Exit, Mount, Network, TaskSpec, TaskState
 from tests.kohaku_tui.cli.conftest import Kohaku
 from tests.kohaku_tui.cli.scripted_host import LOGS_PATH, ScriptedHost, a_task
 
@@ -60,6 +60,29 @@ def test_every_option_reaches_the_request(
     )
 
 
+def test_every_option_of_containers_reaches_the_request(host: ScriptedHost, kohaku: Kohaku) -> None:
+    host.answer(TASK_SUBMIT, Submitted(BatchId(1), ((1, 1),)))
+    words = (
+        "--container demo --backend docker --mount /srv/a:/a:ro --mount /srv/b:/b --user 1000:100 "
+        "--network none --shm-size 1Gi --ulimit nofile=1024:unlimited --ulimit core=0 --privileged"
+    )
+    assert kohaku("task", "submit", *words.split(), "--", "true").status == 0
+    assert kohaku("task", "submit", "--image", "reg.lab:5000/a:1", "--", "true").status == 0
+    in_environment, of_registry = host.asked(TASK_SUBMIT)
+    assert in_environment.spec == TaskSpec(
+        command=("true",),
+        backend="docker",
+        container="demo",
+        mounts=(Mount("/srv/a", "/a", read_only=True), Mount("/srv/b", "/b")),
+        user="1000:100",
+        network=Network.NONE,
+        shm_size=2**30,
+        ulimits={"nofile": (1024, -1), "core": (0, 0)},
+        privileged=True,
+    )
+    assert of_registry.spec == TaskSpec(command=("true",), image="reg.lab:5000/a:1")
+
+
 def test_what_follows_the_command_is_never_ours(host: ScriptedHost, kohaku: Kohaku) -> None:
     host.answer(TASK_SUBMIT, Submitted(BatchId(1), ((1, 1),)))
     assert kohaku("task", "submit", "-c", "2", "git", "log", "-c", "--", "--help").status == 0
@@ -89,6 +112,24 @@ def test_what_follows_the_command_is_never_ours(host: ScriptedHost, kohaku: Koha
         ({"time_limit": "0.0h"}, "--time-limit 0.0h leaves no time"),
         ({"request_id": ""}, "--request-id ''"),
         ({"request_id": "x" * 65}, "--request-id"),
+        ({"container": "a", "image": "b"}, "--container and --image exclude each other"),
+        (
+            {"backend": "process", "image": "b"},
+            "--image is about containers, and --backend process",
+        ),
+        ({"backend": "process", "network": Network.NONE}, "--network none is about containers"),
+        ({"backend": "process", "privileged": True}, "--privileged is about containers"),
+        ({"mounts": ["/data"]}, "--mount '/data' is not SRC:DST"),
+        ({"mounts": ["/data:"]}, "--mount '/data:' is not SRC:DST"),
+        ({"mounts": [":/data"]}, "--mount ':/data' is not SRC:DST"),
+        ({"mounts": ["/a:/b:rx"]}, "--mount '/a:/b:rx' is not SRC:DST"),
+        ({"mounts": ["/a:/b:"]}, "--mount '/a:/b:' is not SRC:DST"),
+        ({"shm_size": "big"}, "--shm-size: 'big' is not a size"),
+        ({"ulimits": ["nofile"]}, "--ulimit 'nofile' is not NAME=SOFT"),
+        ({"ulimits": ["=1"]}, "--ulimit '=1' is not NAME=SOFT"),
+        ({"ulimits": ["nofile=1:"]}, "--ulimit 'nofile=1:' is not NAME=SOFT"),
+        ({"ulimits": ["nofile=1:2:3"]}, "--ulimit 'nofile=1:2:3' is not NAME=SOFT"),
+        ({"ulimits": ["nofile=" + "9" * 5000]}, "--ulimit 'nofile=9"),
     ],
 )
 def test_a_wish_that_makes_no_sense_is_named(wish: dict[str, object], message: str) -> None:

@@ -41,6 +41,17 @@ def test_what_can_be_spared_goes_whole() -> None:
     assert draw(30)[1] == "1152921504606846976  python t…"
 
 
+def test_what_has_nothing_to_say_goes_before_anything_is_cut() -> None:
+    rows = [
+        ("1152921504606846976", "-", "5m", "python train.py --epochs 100"),
+        ("7", "-", "-", "-"),
+    ]
+    lines = lay_out(COLUMNS, rows, 56)
+    assert [cell.text.strip() for cell in lines[0]] == ["ID", "AGE", "COMMAND"]
+    assert lines[1][-1].text == "python train.py --epochs 100"
+    assert len(lay_out(COLUMNS, rows, 200)[0]) == len(COLUMNS)
+
+
 def test_an_id_is_never_cut() -> None:
     assert draw(5)[1].startswith("1152921504606846976  ")
 

@@ -21,6 +21,7 @@ from protocol.messages.node import OneNode, RemoveNode
 from protocol.messages.runner import OrderKill, OrderPause
 from protocol.messages.task import (
     ListTasks,
+    OneBatch,
     OneTask,
     SteerResult,
     SteerTasks,
@@ -30,6 +31,7 @@ from protocol.messages.task import (
     WaitTasks,
 )
 from protocol.methods import (
+    BATCH_SHOW,
     NODE_REMOVE,
     NODE_SHOW,
     TASK_EXPLAIN,
@@ -264,6 +266,40 @@ async def test_rows_are_brief_and_pages_go_to_the_end(host: RunningHost) -> None
         assert found == sorted(batch.ids(), reverse=True)
         whole = (await admin.call(TASK_SHOW, OneTask(found[0]))).task
         assert (whole.spec.env, len(whole.spec.command[1])) == ({"SECRET": "s"}, 5000)
+
+
+async def test_a_batch_is_read_in_the_order_of_its_tasks(host: RunningHost) -> None:
+    async with await host.connect() as admin:
+        submitted = await submit(admin, 5)
+        await submit(admin, number=2)
+        first = ListTasks(batch=submitted.batch, after=TaskId(0), limit=3)
+        page = await admin.call(TASK_LIST, first)
+        assert ([task.index for task in page.tasks], page.more) == ([0, 1, 2], True)
+        page = await admin.call(TASK_LIST, replace(first, after=page.tasks[-1].id))
+        assert ([task.index for task in page.tasks], page.more) == ([3, 4], False)
+
+
+async def test_who_takes_a_batch_for_a_task_is_told_and_the_other_way_round(
+    host: RunningHost,
+) -> None:
+    async with await host.connect() as admin:
+        submitted = await submit(admin)
+        (task,) = submitted.ids()
+        batch = submitted.batch
+        with pytest.raises(NotFound) as caught:
+            await admin.call(TASK_SHOW, OneTask(TaskId(batch)))
+        assert caught.value.hint == f"{batch} is a batch: kohaku batch show {batch}"
+        with pytest.raises(NotFound) as caught:
+            await admin.call(BATCH_SHOW, OneBatch(BatchId(task)))
+        assert caught.value.hint == f"{task} is a task: kohaku task show {task}"
+        with pytest.raises(NotFound) as caught:
+            await admin.call(TASK_WAIT, WaitTasks(batch=BatchId(task)))
+        assert caught.value.hint == f"{task} is a task: kohaku task show {task}"
+        named = TaskId(batch)
+        result = await admin.call(TASK_KILL, SteerTasks(tasks=(named,)))
+        assert result == SteerResult(
+            0, ((named, f"it is a batch, see: kohaku batch show {batch}"),)
+        )
 
 
 async def test_a_node_removed_by_force_ends_its_tasks_for_those_who_wait(host: RunningHost) -> None:
