@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Final
 
 from kohaku_daemon.backends.base import Backend
+from kohaku_daemon.backends.docker.settings import DockerSettings
+from kohaku_daemon.backends.docker.source import ImageSource
 from kohaku_daemon.backends.process.settings import ProcessSettings
 from protocol.errors import Unsupported
+from protocol.models.task import DOCKER
 
 #: What a runner opens, the default first, if its configuration names none. Never ``mock``.
-DEFAULT_BACKENDS: Final = ("process",)
+DEFAULT_BACKENDS: Final = ("docker", "process")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,12 @@ class BackendPlace:
     state_root: Path
     #: Folders that no task may see: the daemons' own data.
     hidden: tuple[Path, ...] = ()
+    #: The folder that all nodes share, at this node's own path; None if there is none.
+    shared_dir: Path | None = None
     process: ProcessSettings = field(default_factory=ProcessSettings)
+    docker: DockerSettings = field(default_factory=DockerSettings)
+    #: Where images of containers come from; None for a runner that brings none.
+    images: ImageSource | None = None
 
 
 def make_backend(name: str, place: BackendPlace) -> Backend:
@@ -53,7 +61,22 @@ def _make_process(place: BackendPlace) -> Backend:
         state_root=place.state_root / "process",
         node=place.node,
         hidden=place.hidden,
+        shared_dir=place.shared_dir,
         settings=place.process,
+    )
+
+
+def _make_docker(place: BackendPlace) -> Backend:
+    from kohaku_daemon.backends.docker.backend import DockerBackend
+    from kohaku_daemon.backends.docker.no_images import NoImages
+
+    return DockerBackend(
+        state_root=place.state_root / DOCKER,
+        node=place.node,
+        source=place.images or NoImages(),
+        hidden=place.hidden,
+        shared_dir=place.shared_dir,
+        settings=place.docker,
     )
 
 
@@ -65,5 +88,6 @@ def _make_mock(place: BackendPlace) -> Backend:
 
 _FACTORIES: Final[Mapping[str, Callable[[BackendPlace], Backend]]] = {
     "process": _make_process,
+    DOCKER: _make_docker,
     "mock": _make_mock,
 }

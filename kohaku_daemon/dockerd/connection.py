@@ -16,13 +16,14 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-import aiodocker
 import aiohttp
-from aiodocker.exceptions import DockerError
 
 from kohaku_daemon.dockerd.errors import EngineAbsent, EngineAway, EngineRefused
+
+if TYPE_CHECKING:
+    import aiodocker
 
 Body: TypeAlias = Mapping[str, Any] | bytes | AsyncIterator[bytes] | None
 Params: TypeAlias = Mapping[str, str | int | bool]
@@ -68,6 +69,9 @@ class Dockerd:
         if not self._socket.exists():
             raise EngineAbsent(f"there is no Docker engine at {self._socket}")
         if self._docker is None:
+            # Where there is no engine, no daemon gives 2 MB for this.
+            import aiodocker
+
             # Without a limit: aiohttp's own would let 100 streams block everything else.
             connector = aiohttp.UnixConnector(str(self._socket), limit=0)
             try:
@@ -114,8 +118,10 @@ class Dockerd:
         """Let go of it."""
         docker, self._docker = self._docker, None
         if docker is not None:
-            await docker.close()
-            await self._connector.close()
+            try:
+                await docker.close()
+            finally:  # also when it was cancelled: nobody has the connections but we
+                await self._connector.close()
 
     async def ask(
         self,
@@ -247,6 +253,8 @@ async def _read_upgrade(reader: asyncio.StreamReader) -> None:
 @asynccontextmanager
 async def _known(timeout_s: float | None) -> AsyncIterator[None]:
     """Turn what aiodocker and aiohttp raise into our errors."""
+    from aiodocker.exceptions import DockerError  # ``open`` has loaded it
+
     try:
         async with asyncio.timeout(timeout_s):
             yield

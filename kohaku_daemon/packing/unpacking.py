@@ -11,8 +11,6 @@ from collections.abc import AsyncGenerator, AsyncIterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-import zstandard
-
 from kohaku_daemon.packing.pieces import Damaged
 
 #: Bytes of a part, about.
@@ -46,6 +44,9 @@ class _Unpacker:
     """Decompresses a piece in steps whose results are small, whatever it holds."""
 
     def __init__(self) -> None:
+        import zstandard  # half a megabyte: only where something is unpacked
+
+        self._error = zstandard.ZstdError
         self._frame = zstandard.ZstdDecompressor().decompressobj()
         self._rest = memoryview(b"")
 
@@ -64,7 +65,7 @@ class _Unpacker:
             now, self._rest = self._rest[:_INPUT], self._rest[_INPUT:]
             try:
                 part = self._frame.decompress(now)
-            except zstandard.ZstdError as error:
+            except self._error as error:
                 raise Damaged(f"an environment cannot be decompressed: {error}") from error
             parts.append(part)
             size += len(part)

@@ -18,8 +18,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final, TypeVar
 
-import zstandard
-
 from kohaku_daemon.packing.pieces import PIECE, list_name, pack_name
 from protocol.errors import KohakuError
 
@@ -71,6 +69,8 @@ class PackWriter:
         self._thread = ThreadPoolExecutor(1, "pack")
         self._file: BinaryIO | None = None
         threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+        import zstandard  # half a megabyte: only where something is packed
+
         self._compressed = zstandard.ZstdCompressor(
             level=_LEVEL, threads=threads, write_checksum=True
         ).compressobj()

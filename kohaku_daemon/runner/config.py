@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
+from kohaku_daemon.backends.docker.settings import DockerSettings
 from kohaku_daemon.backends.process.settings import ProcessSettings
 from kohaku_daemon.backends.registry import DEFAULT_BACKENDS
 from kohaku_daemon.core.task.validation import check_labels
@@ -63,6 +64,10 @@ class RunnerConfig:
     memory: Size | None = None
     #: Largest file for each output of a task. What exceeds it is dropped, and the log says so.
     log_cap: Size = 64 * 2**20
+    #: Folder of the storage that all machines share, as this one mounts it; "" for none. Tasks
+    #: find it by KOHAKU_SHARED_DIR, in containers at /shared. Packed environments are taken from
+    #: its subfolder "environments"; else the host sends them.
+    shared_dir: FileOrNone = None
     #: How long the output of an ended task is kept. Its scratch folder goes with its end.
     log_keep_s: float = 30 * _DAY
     #: What the output of all tasks may take of this node's disk; above it that of ended tasks
@@ -76,6 +81,8 @@ class RunnerConfig:
     log_json: bool = False
     #: Of the backend "process".
     process: ProcessSettings = field(default_factory=ProcessSettings)
+    #: Of the backend "docker".
+    docker: DockerSettings = field(default_factory=DockerSettings)
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense.

@@ -10,17 +10,20 @@ import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from kohaku_daemon.backends.registry import BackendPlace
 from kohaku_daemon.clock import SystemClock
 from kohaku_daemon.core.node.engine import NodeEngine
 from kohaku_daemon.core.node.records import LaunchRecord
+from kohaku_daemon.core.workload import Handle
 from kohaku_daemon.probe.prober import Prober
-from kohaku_daemon.runner.backend_kit import BackendKit, Reopening, open_backends
+from kohaku_daemon.runner.backend_kit import BackendKit, BackendWatch, open_backends
 from kohaku_daemon.runner.config import RunnerConfig
 from kohaku_daemon.runner.disks import Disks
+from kohaku_daemon.runner.downloads import Downloads
 from kohaku_daemon.runner.effects import Effects
+from kohaku_daemon.runner.images import ENVIRONMENTS, HostImages, ImageKeeper
 from kohaku_daemon.runner.link import Link
 from kohaku_daemon.runner.logs import TaskLogs
 from kohaku_daemon.runner.loop import NodeLoop
@@ -29,6 +32,7 @@ from kohaku_daemon.runner.outbox import Outbox
 from kohaku_daemon.runner.readings import Instruments
 from kohaku_daemon.runner.scratch import ScratchFolders
 from kohaku_daemon.runner.streams import LogStreams
+from kohaku_daemon.runner.tidying import Tidying
 from kohaku_daemon.runner.upkeep import Upkeep
 from kohaku_daemon.runner.uplink import Uplink
 from kohaku_daemon.store.vault import Vault
@@ -61,9 +65,10 @@ async def run_runner(
     memory = Memory(Vault.open(config.data / VAULT))
     _let_tasks_pass(config.data)
     try:
-        kit = await _open_backends(config)
+        images = image_source(config, memory)
+        kit = await _open_backends(config, images)
         try:
-            await Runner(config, memory, kit).run(stop, on_ready)
+            await Runner(config, memory, kit, images).run(stop, on_ready)
         finally:
             for backend in kit.backends.values():
                 await backend.close()
@@ -74,7 +79,9 @@ async def run_runner(
 class Runner:
     """The parts of one runner. Lives for one run."""
 
-    def __init__(self, config: RunnerConfig, memory: Memory, kit: BackendKit) -> None:
+    def __init__(
+        self, config: RunnerConfig, memory: Memory, kit: BackendKit, images: HostImages
+    ) -> None:
         clock = SystemClock()
         self._config = config
         self._memory = memory
@@ -90,6 +97,7 @@ class Runner:
         self._effects = Effects(
             kit.backends,
             node=config.name,
+            there=[info.name for info in kit.infos],
             default_backend=kit.default,
             scratch=ScratchFolders(config.data / SCRATCH),
             logs=logs,
@@ -104,6 +112,7 @@ class Runner:
                 "what backends know": config.data / BACKENDS,
             }
         )
+        self._images = ImageKeeper(kit.backends, self._loop.live, images.sweep)
         self._instruments = Instruments(
             Prober(
                 disks=(config.data,),
@@ -116,9 +125,13 @@ class Runner:
             kit.default,
             self._loop.live,
             self._list_troubles,
+            self._images.readings,
         )
-        self._reopening = Reopening(kit, config.default_backend, self._take_backends)
-        self._upkeep = Upkeep(logs, self._disks, self._loop, clock, on_well=self._reopening.hurry)
+        self._watch = BackendWatch(
+            kit, config.default_backend, self._take_backends, self._effects.hurry
+        )
+        self._upkeep = Upkeep(logs, self._disks, self._loop, clock, on_well=self._watch.hurry)
+        self._tidying = Tidying(kit.backends, self._list_wanted)
         link = Link(
             node=config.name,
             instance=secrets.token_hex(16),
@@ -126,7 +139,9 @@ class Runner:
             outbox=outbox,
             planner=self._effects,
             instrument=self._instruments,
-            streams=LogStreams(config.host, self._credential, logs, self._loop, config.name),
+            streams=LogStreams(config.host, memory.credential, logs, self._loop, config.name),
+            asker=images,
+            puller=self._images,
         )
         self._uplink = Uplink(config, memory, link)
 
@@ -141,7 +156,9 @@ class Runner:
                     jobs.create_task(self._loop.run(records, self._effects), name="loop"),
                     jobs.create_task(self._instruments.run(), name="readings"),
                     jobs.create_task(self._upkeep.run(), name="upkeep"),
-                    jobs.create_task(self._reopening.run(), name="backends"),
+                    jobs.create_task(self._watch.run(), name="backends"),
+                    jobs.create_task(self._tidy(), name="tidying"),
+                    jobs.create_task(self._images.run(), name="images"),
                 ]
                 link = jobs.create_task(self._keep_link(records, on_ready), name="uplink")
                 await stop.wait()
@@ -157,6 +174,7 @@ class Runner:
                     part.cancel()
         finally:
             await self._effects.close()
+            await self._images.close()
             self._instruments.close()
 
     async def _keep_link(
@@ -168,8 +186,18 @@ class Runner:
         on_ready(self._config.name)
         await self._uplink.run()
 
+    async def _tidy(self) -> NoReturn:
+        # With a copied data folder we would know of no launch that came later, and end it. The
+        # host takes only the node itself in, and that only with its launches found again.
+        await self._loop.taken_in()
+        await self._tidying.run()
+
+    def _list_wanted(self) -> list[Handle]:
+        """Give the handle of each launch that has to be found again, or is being removed."""
+        return [*self._loop.handles(), *self._effects.leaving()]
+
     def _take_backends(self, infos: tuple[BackendInfo, ...], default: str) -> None:
-        self._effects.use_default(default)
+        self._effects.use([info.name for info in infos], default)
         self._instruments.set_backends(infos, default)
 
     def _list_troubles(self) -> tuple[str, ...]:
@@ -179,18 +207,23 @@ class Runner:
             return (f"it cannot keep what it starts: {self._loop.trouble}",)
         return troubles
 
-    def _credential(self) -> str:
-        identity = self._memory.identity()
-        return identity.credential if identity is not None else ""
+
+def image_source(config: RunnerConfig, memory: Memory) -> HostImages:
+    """Make what backends get images from."""
+    downloads = Downloads(config.host, memory.credential, config.data / ENVIRONMENTS)
+    return HostImages(downloads, config.shared_dir)
 
 
-async def _open_backends(config: RunnerConfig) -> BackendKit:
+async def _open_backends(config: RunnerConfig, images: HostImages) -> BackendKit:
     place = BackendPlace(
         node=config.name,
         state_root=config.data / BACKENDS,
         # This node's secrets, and those of other daemons and people of the same user and home.
         hidden=(config.data, data_dir(), config_dir()),
+        shared_dir=config.shared_dir,
+        images=images,
         process=config.process,
+        docker=config.docker,
     )
     return await open_backends(config.backends, config.default_backend, place)
 

@@ -13,7 +13,7 @@ is wrong, so that the host gives it nothing new; what was ordered meanwhile wait
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Final, NoReturn, Protocol
 
 from kohaku_daemon.core.node.events import (
@@ -34,6 +34,7 @@ from protocol.messages.runner import (
     AttemptReport,
     OrderKill,
     OrderPause,
+    OrderPull,
     OrderResume,
     Orders,
     OrdersEnded,
@@ -50,6 +51,7 @@ from protocol.methods import (
     RUNNER_REGISTER,
     RUNNER_REPORT,
 )
+from protocol.models.environment import WantedImage
 from protocol.models.node import Inventory, Readings
 
 #: Groups of orders that may wait here.
@@ -92,6 +94,20 @@ class StreamServer(Protocol):
         """Serve one until its end. Raises nothing."""
 
 
+class ImageAsker(Protocol):
+    """Who asks the host about images."""
+
+    def linked(self, connection: Connection) -> AbstractContextManager[None]:
+        """Ask on this connection while the block runs."""
+
+
+class ImagePuller(Protocol):
+    """Who brings images ahead of time."""
+
+    def pull(self, image: WantedImage) -> None:
+        """Begin to bring an image."""
+
+
 class Link:
     """What is said on a connection that the host has welcomed."""
 
@@ -105,6 +121,8 @@ class Link:
         planner: Planner,
         instrument: Instrument,
         streams: StreamServer,
+        asker: ImageAsker,
+        puller: ImagePuller,
     ) -> None:
         self._node = node
         self._instance = instance
@@ -113,6 +131,8 @@ class Link:
         self._planner = planner
         self._instrument = instrument
         self._streams = streams
+        self._asker = asker
+        self._puller = puller
         #: Set once what was registered is out of date.
         self._outdated = asyncio.Event()
 
@@ -144,6 +164,10 @@ class Link:
 
     async def serve(self, connection: Connection, registered: Registered) -> KohakuError:
         """Take orders and report until the link ends; give why it did."""
+        with self._asker.linked(connection):
+            return await self._serve(connection, registered)
+
+    async def _serve(self, connection: Connection, registered: Registered) -> KohakuError:
         async with connection.stream(RUNNER_ORDERS, TakeOrders(), window=_WINDOW) as orders:
             error = await until_one_fails(
                 self._take_orders(orders),
@@ -183,6 +207,8 @@ class Link:
                         job = spawn(self._streams.serve(order), name=f"stream {order.stream}")
                         serving.add(job)
                         job.add_done_callback(serving.discard)
+                    elif isinstance(order, OrderPull):
+                        self._puller.pull(order.image)
                     else:
                         self._loop.post(self._event_of(order))
                 # No more is taken than the disk can follow.
@@ -206,6 +232,9 @@ class Link:
                     size=order.size,
                     spec=order.spec,
                     claim=order.claim,
+                    image=order.image,
+                    trusted=order.trusted,
+                    hosts=order.hosts,
                 )
                 return self._planner.plan(launch)
             case OrderKill():
@@ -250,4 +279,4 @@ async def _wait_outdated(outdated: asyncio.Event) -> NoReturn:
     It happens a few times in a runner's life at most, so it needs no message of its own.
     """
     await outdated.wait()
-    raise Unavailable("the backends of this node have changed: it registers anew")
+    raise Unavailable("the backends or GPUs of this node have changed: it registers anew")

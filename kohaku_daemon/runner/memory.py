@@ -82,6 +82,11 @@ class Memory:
         value = self._vault.get(_IDENTITY)
         return None if value is None else _read(_IDENTITY, value, Identity)
 
+    def credential(self) -> str:
+        """Give what the runner shows the host; empty before it has one. Raises as ``identity``."""
+        identity = self.identity()
+        return identity.credential if identity is not None else ""
+
     async def keep_identity(self, identity: Identity) -> None:
         """Keep who the runner is; on return it is on the disk.
 
