@@ -11,8 +11,10 @@ from typing import Final
 import faults
 from chaos import chaos
 from commands import commands
+from containers import containers
 from control import control
 from crowd import heartbeats, watchers
+from environments import environments
 from frame import Measure
 from idle import cli, idle
 from latency import latency
@@ -24,7 +26,7 @@ from submissions import submissions
 
 _MEASURES: Final[tuple[Measure, ...]] = (
     control, commands, latency, submissions, stored, placement, heartbeats, watchers, idle, cli,
-    logs, restart, chaos,
+    logs, restart, chaos, containers, environments,
 )  # fmt: skip
 
 ROWS: Final[dict[str, Measure]] = {measure.__name__: measure for measure in _MEASURES}
