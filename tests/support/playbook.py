@@ -21,6 +21,7 @@ from kohaku_daemon.core.cluster.actions import (
     AnswerLater,
     CloseLink,
     ClusterAction,
+    EnvironmentChanged,
     NodeChanged,
     ReadingsChanged,
     Refuse,
@@ -42,10 +43,12 @@ from kohaku_daemon.core.cluster.records import (
     BatchRecord,
     Document,
     DropDocument,
+    EnvironmentRecord,
     EventRecord,
     JoinTokenRecord,
     NodeRecord,
     PutDocument,
+    RegistryRecord,
     TaskRecord,
     TokenRecord,
 )
@@ -59,6 +62,7 @@ from protocol.messages.runner import (
     Order,
     OrderKill,
     OrderPause,
+    OrderPull,
     OrderResume,
     OrderStart,
 )
@@ -83,6 +87,10 @@ def document_key(record: Document) -> tuple[type[Document], str]:
             return NodeRecord, record.name
         case TokenRecord() | JoinTokenRecord():
             return type(record), record.digest
+        case EnvironmentRecord():
+            return EnvironmentRecord, record.name
+        case RegistryRecord():
+            return RegistryRecord, record.registry
 
 
 @dataclass(slots=True)
@@ -137,6 +145,10 @@ class Kept:
         for one in documents:
             if isinstance(one, JoinTokenRecord):
                 state.fleet.join_tokens[one.digest] = one
+            elif isinstance(one, EnvironmentRecord):
+                state.environments[one.name] = one
+            elif isinstance(one, RegistryRecord):
+                state.registries[one.registry] = one
         last = max([0, *self.batches, *self.tasks])
         last_event = self.events[-1].id if self.events else 0
         engine = ClusterEngine(
@@ -279,6 +291,8 @@ class Playbook:
                 return f"show {node}"
             case ReadingsChanged(node):
                 return f"show readings of {node}"
+            case EnvironmentChanged(name):
+                return f"show environment {name}"
             case SendOrder(node, order):
                 return f"{node}: {self._order(order)}"
             case CloseLink(node, _):
@@ -303,6 +317,8 @@ class Playbook:
                 return f"pause {self._name(task)}/{attempt}"
             case OrderResume(task=task, attempt=attempt):
                 return f"resume {self._name(task)}/{attempt}"
+            case OrderPull(image=image):
+                return f"pull {image.environment}"
             case _:
                 raise AssertionError(f"the engine gave an unexpected order: {order}")
 
@@ -311,4 +327,6 @@ _KINDS: Final[dict[type[Document], str]] = {
     NodeRecord: "node",
     TokenRecord: "token",
     JoinTokenRecord: "join token",
+    EnvironmentRecord: "environment",
+    RegistryRecord: "registry",
 }

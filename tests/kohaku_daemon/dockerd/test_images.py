@@ -17,14 +17,16 @@ from tests.support.docker_fixtures import TEST_IMAGE, StartDockerds, need_regist
 from tests.support.docker_images import big_image, busybox_image
 from tests.support.docker_registry import PASSWORD, USER, Registry
 from tests.support.dockerds import Dockerd, DockerRefused
+from tests.support.packs import no_socket_left
 
 
 @pytest.fixture
 async def images(dockerd: Dockerd) -> AsyncIterator[EngineImages]:
-    connection = Connection(dockerd.socket)
-    await connection.open()
-    yield EngineImages(connection)
-    await connection.close()
+    async with no_socket_left():
+        connection = Connection(dockerd.socket)
+        await connection.open()
+        yield EngineImages(connection)
+        await connection.close()
 
 
 async def in_parts(data: bytes, size: int = 100_000) -> AsyncIterator[bytes]:
@@ -155,10 +157,11 @@ class TestRegistry:
 
     @pytest.fixture
     async def puller(self, pair: tuple[Dockerd, Dockerd]) -> AsyncIterator[EngineImages]:
-        connection = Connection(pair[1].socket)
-        await connection.open()
-        yield EngineImages(connection)
-        await connection.close()
+        async with no_socket_left():
+            connection = Connection(pair[1].socket)
+            await connection.open()
+            yield EngineImages(connection)
+            await connection.close()
 
     async def test_a_reference_is_resolved_and_pulled_by_digest(
         self, registry: Registry, puller: EngineImages, pair: tuple[Dockerd, Dockerd]
