@@ -67,7 +67,7 @@ def test_a_host_elsewhere_is_dialled_encrypted_or_by_leave() -> None:
 def test_the_default_backend_is_one_of_the_backends() -> None:
     with pytest.raises(BadRequest, match=r"default_backend docker is not among backends \(process"):
         load({"backends": ["process"], "default_backend": "docker"}, environ={})
-    with pytest.raises(BadRequest, match=r"default_backend x is not among backends \(docker, process\)"):
+    with pytest.raises(BadRequest, match=r"x is not among backends \(docker, process\)"):
         load({"default_backend": "x"}, environ={})
     assert load({"default_backend": "process"}, environ={}).default_backend == "process"
     both = load({"backends": ["mock", "auto"], "default_backend": "mock"}, environ={})
