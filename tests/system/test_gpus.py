@@ -1,19 +1,22 @@
 """GPUs as people meet them, with a stand-in for NVIDIA's library beneath a real runner.
 
-Who has which, who waits for whom, what uses them, and one that is lost for a while.
+Who has which, who waits for whom, what uses them, and one that is lost for a while: for tasks
+that are processes, and for tasks in containers of an engine that has NVIDIA's hook.
 """
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import pytest
 
+from tests.support.dockerds import Dockerd
 from tests.support.fake_gpus import build_fake_nvml
+from tests.support.nvidia_hook import NvidiaHook
 from tests.system.homes import Home, wait_for
 
 pytestmark = pytest.mark.slow
@@ -25,21 +28,29 @@ GPUS = {
     "MIG-0": "uuid=MIG-0 name=Fake_A100_MIG_3g.40gb parent=GPU-b place=0 total=40192 used=0",
     "MIG-1": "uuid=MIG-1 name=Fake_A100_MIG_3g.40gb parent=GPU-b place=1 total=40192 used=0",
 }
-SHOW_AND_STAY = ("sh", "-c", "echo $CUDA_VISIBLE_DEVICES $$; exec sleep 600")
+SHOW_AND_STAY = (
+    "sh", "-c", "echo $CUDA_VISIBLE_DEVICES ${NVIDIA_VISIBLE_DEVICES:-none}; exec sleep 600",
+)  # fmt: skip
 
 
 class Machine:
     """A cluster of one node with GPUs that a test changes as it likes."""
 
-    def __init__(self, folder: Path, library: Path) -> None:
+    def __init__(self, folder: Path, library: Path, engine: Dockerd | None) -> None:
         self.home = Home(folder / "home")
         self._state = folder / "gpus"
         self._library = library
+        self._engine = engine
 
     def up(self) -> None:
+        settings = {"LD_LIBRARY_PATH": str(self._library), "FAKE_NVML": str(self._state)}
+        backend = "process"
+        if self._engine is not None:
+            backend = "docker"
+            settings["KOHAKU_RUNNER_DOCKER_SOCKET"] = str(self._engine.socket)
         done = self.home.run(
-            "kohakud", "up", "--detach", "--listen", "127.0.0.1:0", "--backend", "process",
-            LD_LIBRARY_PATH=str(self._library), FAKE_NVML=str(self._state),
+            "kohakud", "up", "--detach", "--listen", "127.0.0.1:0", "--backend", backend,
+            **settings,
         )  # fmt: skip
         assert done.code == 0, done
 
@@ -53,9 +64,11 @@ class Machine:
         return self.home.kohaku("task", "submit", "-c", "0", *words, "--", *SHOW_AND_STAY)
 
     def said(self, task: str) -> list[str]:
-        """Give what a task printed: its GPUs and its pid in its own namespace."""
+        """Give the GPUs that a task was told, which in a container NVIDIA's hook was told too."""
         wait_for(lambda: bool(self.home.kohaku("task", "logs", task)), f"output of {task}")
-        return self.home.kohaku("task", "logs", task).split()
+        told, asked = self.home.kohaku("task", "logs", task).split()
+        assert asked == ("none" if self._engine is None else told)
+        return told.split(",")
 
     def reasons(self, task: str) -> list[str]:
         (verdict,) = self.home.json("task", "explain", task)["nodes"]
@@ -74,9 +87,23 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_fake_nvml(tmp_path_factory.mktemp("nvml"))
 
 
+@pytest.fixture(scope="module", params=["process", "docker"])
+def engine(
+    request: pytest.FixtureRequest,
+    start_dockerds: Callable[..., None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Dockerd | None:
+    """Give the engine whose containers tasks are; None for processes."""
+    if request.param == "process":
+        return None
+    engine = Dockerd(path=[NvidiaHook(tmp_path_factory.mktemp("hook")).folder])
+    start_dockerds(engine)
+    return engine
+
+
 @pytest.fixture
-def machine(library: Path, tmp_path: Path) -> Iterator[Machine]:
-    machine = Machine(tmp_path, library)
+def machine(library: Path, tmp_path: Path, engine: Dockerd | None) -> Iterator[Machine]:
+    machine = Machine(tmp_path, library, engine)
     machine.has("GPU-a", "GPU-b")
     try:
         machine.up()
@@ -86,12 +113,16 @@ def machine(library: Path, tmp_path: Path) -> Iterator[Machine]:
 
 
 def find_pids(task: str) -> list[int]:
-    """Find the programs of a task by their environment, as this machine numbers them."""
+    """Find the program of a task by its environment, as this machine numbers it.
+
+    In a container another process has the same, which started it.
+    """
     mark = f"KOHAKU_TASK_ID={task}".encode()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if mark in (folder / "environ").read_bytes().split(b"\0"):
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            if mark in variables and (folder / "comm").read_text() == "sleep\n":
                 found.append(int(folder.name))
         except OSError:  # it is over, or another user's
             continue
@@ -105,7 +136,7 @@ def test_two_tasks_have_a_gpu_each_and_the_third_is_told_whose_it_waits_for(
     first, second = machine.submit("--gpus", "1"), machine.submit("--gpus", "1")
     for task in (first, second):
         home.wait_state(task, "running")
-    assert {machine.said(first)[0], machine.said(second)[0]} == {"GPU-a", "GPU-b"}
+    assert {*machine.said(first), *machine.said(second)} == {"GPU-a", "GPU-b"}
     assert "GPU 0" in home.json("task", "explain", first)["summary"]
 
     third = machine.submit("--gpus", "1")
@@ -118,10 +149,10 @@ def test_two_tasks_have_a_gpu_each_and_the_third_is_told_whose_it_waits_for(
     assert machine.reasons(named) == [holders[1]]
     assert holders[0] in home.kohaku("task", "explain", third)
 
-    uuid = machine.said(first)[0]
+    uuids = machine.said(first)
     home.kohaku("task", "kill", first)
     home.wait_state(third, "running")
-    assert machine.said(third)[0] == uuid
+    assert machine.said(third) == uuids
 
 
 def test_processes_of_gpus_are_shown_with_their_tasks_and_strangers_as_unmanaged(
@@ -164,7 +195,7 @@ def test_a_gpu_that_is_lost_takes_nothing_until_it_is_back(machine: Machine) -> 
 
     machine.has("GPU-a", "GPU-b")
     home.wait_state(both, "running")
-    assert sorted(machine.said(both)[0].split(",")) == ["GPU-a", "GPU-b"]
+    assert sorted(machine.said(both)) == ["GPU-a", "GPU-b"]
 
 
 def test_gpus_that_come_later_are_offered_and_instances_in_place_of_what_they_divide(
@@ -179,7 +210,7 @@ def test_gpus_that_come_later_are_offered_and_instances_in_place_of_what_they_di
     assert "MIG 1:1" in home.kohaku("node", "show", "node1")
     instance = machine.submit("-t", "node1::201")
     others = machine.submit("--gpus", "2")
-    assert machine.said(instance)[0] == "MIG-1"
-    assert sorted(machine.said(others)[0].split(",")) == ["GPU-a", "MIG-0"]
+    assert machine.said(instance) == ["MIG-1"]
+    assert sorted(machine.said(others)) == ["GPU-a", "MIG-0"]
     refused = home.run("kohaku", "task", "submit", "-t", "node1::1", "--", "true")
     assert "GPU 1 is divided: its instances are GPUs 200-201" in refused.err

@@ -52,10 +52,25 @@ async def start_container(
         await asyncio.to_thread(kept.record.mark_begun)
         await containers.start(kept.id)
     except (BackendFailed, OSError) as error:
-        why = error.message if isinstance(error, BackendFailed) else _explain_disk(error)
-        await give_up(containers, kept, why)
-        raise BackendFailed(why) from error
+        if not await _may_run(containers, kept):
+            why = error.message if isinstance(error, BackendFailed) else _explain_disk(error)
+            await give_up(containers, kept, why)
+            raise BackendFailed(why) from error
     return await _wait_begun(containers, kept, note)
+
+
+async def _may_run(containers: Containers, kept: KeptContainer) -> bool:
+    """Say whether a program runs, or ran, although its start was refused.
+
+    An engine that starts it and then fails at something else, or that gave up waiting, refuses
+    too; the program would go on unseen while its task counts as failed.
+    """
+    if not kept.id:
+        return False
+    if (status := kept.record.read_status()) is not None and status.errno is None:
+        return True
+    facts = await containers.inspect(kept.id)
+    return facts is not None and facts.is_alive
 
 
 async def give_up(containers: Containers, kept: KeptContainer, why: str) -> None:
