@@ -111,8 +111,8 @@ OF_THE_HOST = [
     ("cluster.json", text(META % ("", ', "nodes": {"1": {"name": "a\\ud800"}}')), "is damaged"),
     ("cluster.json", text(META % (', "epoch": "x"', "")), "is damaged"),
     ("cluster.json", change('"schema": 2', '"schema": "2"'), "is damaged"),
-    ("cluster.json", change('"schema": 1', '"schema": -1'), "is damaged"),
-    ("cluster.json", change('"schema": 1', '"schema": 99'), "has schema version 99"),
+    ("cluster.json", change('"schema": 2', '"schema": -1'), "is damaged"),
+    ("cluster.json", change('"schema": 2', '"schema": 99'), "has schema version 99"),
     ("cluster.json", change('"joined_at":', '"joined_at": "now", "x":'), "makes no sense"),
 ]
 

@@ -386,7 +386,6 @@ class NodeEngine:
             return
         if not record.kill_asked and not record.timed_out:
             record.timed_out = True
-            record.timed_out_at = self._now
             self._remember(record, later=True)
         self._out.append(KillLaunch(key, record.handle, record.launch.spec.grace_s))
 
@@ -431,6 +430,8 @@ def _name_limit(record: LaunchRecord, exit_: Exit, at: float) -> Exit:
     """
     if not record.timed_out or exit_.cause not in _BY_ITSELF:
         return exit_
-    if at < record.timed_out_at - _CLOCK_GRAIN_S:
+    # By its backend's clock alone: ours may be another one, or have been set meanwhile.
+    ran_s = at - record.started_at
+    if 0 <= ran_s < record.launch.spec.time_limit_s - _CLOCK_GRAIN_S:
         return exit_  # it had ended in time, and its backend was away and could not say so
     return replace(exit_, cause=Cause.TIME_LIMIT)

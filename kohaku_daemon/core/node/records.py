@@ -33,8 +33,6 @@ class LaunchRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     grace_s: float = 10.0
     #: It has reached its time limit and is being ended for that.
     timed_out: bool = False
-    #: UTC seconds by the runner's clock when it was told to end for that.
-    timed_out_at: float = 0.0
     #: The host has the end for good. Kept a while so that a repeated order is refused.
     settled: bool = False
 

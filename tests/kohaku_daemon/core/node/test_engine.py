@@ -530,7 +530,7 @@ def test_a_launch_that_ended_in_time_has_even_if_that_is_learnt_late(runner: Run
     runner.tell(started())
     runner.tell(DeadlinePassed("7-1"))
     runner.restart()
-    ended = Finding(found=Found.ENDED, exit=DONE, started_at=50.0, ended_at=runner.now - 0.5)
+    ended = Finding(found=Found.ENDED, exit=DONE, started_at=50.0, ended_at=79.5)
     assert "report ended exited" in runner.tell(LaunchFound("7-1", ended, None))
     assert runner.reports[-1].exit == DONE
 
