@@ -38,6 +38,8 @@ _CONNECT_S: Final = 10.0
 #: Bytes of a refusal that are read, and what is told of it.
 _LONGEST_REFUSAL: Final = 4096
 _MESSAGE: Final = re.compile(r'"message":\s*"((?:[^"\\]|\\.)*)"')
+#: What to do about an engine that is away.
+_LOOK: Final = "is it running? see: systemctl status docker"
 #: The oldest version of the API we speak: that of Docker 20.10.
 _OLDEST: Final = (1, 41)
 
@@ -262,7 +264,7 @@ async def _known(timeout_s: float | None) -> AsyncIterator[None]:
         if error.status == _NO_ANSWER:
             cause = error.__context__
             why = cause.os_error if isinstance(cause, aiohttp.ClientConnectorError) else cause
-            raise EngineAway("the Docker engine does not answer") from why
+            raise EngineAway("the Docker engine does not answer", hint=_LOOK) from why
         raise EngineRefused(error.status, error.message.strip()) from error
     except TimeoutError as error:
         # aiohttp has a limit of its own for the connection.

@@ -212,7 +212,8 @@ def describe(task: TaskRecord, spec: TaskSpec, absence: str = "") -> str:
         case TaskState.ASSIGNED:
             return f"ordered, and not confirmed yet, on {task.node}{asked}"
         case TaskState.PREPARING:
-            return f"makes ready on {task.node}{asked}"
+            how = f": {task.reason}" if task.reason else ""
+            return f"makes ready on {task.node}{how}{asked}"
         case TaskState.RUNNING:
             return f"runs on {task.node}{asked}"
         case TaskState.PAUSED:

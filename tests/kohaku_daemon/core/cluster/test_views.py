@@ -127,7 +127,11 @@ def test_where_a_task_stands_in_each_state() -> None:
     play.tell(a_submission())
     play.place()
     note()
-    for state in (AttemptState.ACCEPTED, AttemptState.RUNNING, AttemptState.PAUSED):
+    play.hear(1, AttemptState.ACCEPTED)
+    note()
+    play.hear(1, AttemptState.ACCEPTED, note="preparing 43 %")
+    note()
+    for state in (AttemptState.RUNNING, AttemptState.PAUSED):
         play.hear(1, state)
         note()
     play.kill(1)
@@ -137,6 +141,7 @@ def test_where_a_task_stands_in_each_state() -> None:
     assert said == [
         "ordered, and not confirmed yet, on n1",
         "makes ready on n1",
+        "makes ready on n1: preparing 43 %",
         "runs on n1",
         "is held still on n1",
         "is held still on n1; ada has asked for its end",
