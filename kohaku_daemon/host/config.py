@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
+from kohaku_daemon.packing.pieces import ENVIRONMENTS
 from kohaku_daemon.plaintext import check_plaintext
 from kohaku_daemon.setting_kinds import Address, Between, FileOrNone, Port
 from kohaku_daemon.settings import Sources, collect, render
@@ -19,9 +20,6 @@ from protocol.home import config_dir, data_dir
 
 #: Of the environment variables that set a key of the host.
 PREFIX: Final = "KOHAKU_HOSTD_"
-
-#: Folder of packed environments, in the shared folder or in the host's own.
-ENVIRONMENTS: Final = "environments"
 
 _DAY: Final = 86400.0
 

@@ -27,6 +27,7 @@ from kohaku_daemon.host import config as host_config
 from kohaku_daemon.local import pidfiles
 from kohaku_daemon.local.archive import HOME, SETTINGS, Manifest, is_name, verify, write_archive
 from kohaku_daemon.local.home import Home
+from kohaku_daemon.packing.pieces import ENVIRONMENTS
 from kohaku_daemon.store import documents, migrations
 from kohaku_daemon.store.database import copy_database, examine, sync
 from kohaku_daemon.store.pair import CLUSTER, TASKS, examine_pair
@@ -176,11 +177,11 @@ def _describe(manifest: Manifest, data: Path, path: Path) -> str:
         f"cluster {manifest.cluster} of {data}, as it was at {stamp(manifest.made_at)}",
         f"{len(manifest.files)} files, {size}, read back and compared",
     ]
-    others = [name for name in manifest.left_out if name != host_config.ENVIRONMENTS]
+    others = [name for name in manifest.left_out if name != ENVIRONMENTS]
     if others:
         lines.append(f"left out, as no part of the host: {', '.join(others)}")
     if len(others) < len(manifest.left_out):
-        folder = data / host_config.ENVIRONMENTS
+        folder = data / ENVIRONMENTS
         lines.append(f"packed environments are not in it: keep a copy of {folder} beside it")
     lines.append("it holds the admin's token: keep it where only admins can read it")
     return "\n".join(lines) + "\n"

@@ -20,6 +20,8 @@ from typing import BinaryIO, Final
 from protocol.errors import KohakuError
 from protocol.models.environment import Version
 
+#: Folder of packed environments: in the shared folder, or in the data of host and runner.
+ENVIRONMENTS: Final = "environments"
 #: Bytes of a piece; the last one is what is left.
 PIECE: Final = 4 * 1024 * 1024
 #: Of the files of a version, after its digest.

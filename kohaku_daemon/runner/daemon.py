@@ -17,13 +17,14 @@ from kohaku_daemon.clock import SystemClock
 from kohaku_daemon.core.node.engine import NodeEngine
 from kohaku_daemon.core.node.records import LaunchRecord
 from kohaku_daemon.core.workload import Handle
+from kohaku_daemon.packing.pieces import ENVIRONMENTS
 from kohaku_daemon.probe.prober import Prober
 from kohaku_daemon.runner.backend_kit import BackendKit, BackendWatch, open_backends
 from kohaku_daemon.runner.config import RunnerConfig
 from kohaku_daemon.runner.disks import Disks
 from kohaku_daemon.runner.downloads import Downloads
 from kohaku_daemon.runner.effects import Effects
-from kohaku_daemon.runner.images import ENVIRONMENTS, HostImages, ImageKeeper
+from kohaku_daemon.runner.images import HostImages, ImageKeeper
 from kohaku_daemon.runner.link import Link
 from kohaku_daemon.runner.logs import TaskLogs
 from kohaku_daemon.runner.loop import NodeLoop

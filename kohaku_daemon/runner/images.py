@@ -17,7 +17,7 @@ from typing import Final, NoReturn, Protocol, runtime_checkable
 from kohaku_daemon.backends.base import Backend, BackendAway, OnProgress
 from kohaku_daemon.core.node.records import LaunchRecord
 from kohaku_daemon.core.workload import Launch
-from kohaku_daemon.packing.pieces import Damaged, PieceReader
+from kohaku_daemon.packing.pieces import ENVIRONMENTS, Damaged, PieceReader
 from kohaku_daemon.runner.downloads import Downloads
 from kohaku_daemon.supervise import spawn
 from protocol.connection import Connection
@@ -29,8 +29,6 @@ from protocol.models.environment import ImageReading, Version, WantedImage
 
 _log = logging.getLogger(__name__)
 
-#: Folder of packed environments on shared storage; the host writes them there.
-ENVIRONMENTS: Final = "environments"
 #: Pieces that are fetched while the engine is busy with an earlier one.
 _AHEAD: Final = 2
 #: How often a piece of shared storage is read that is not the right one, and seconds between:

@@ -141,6 +141,20 @@ def test_it_runs_from_shared_storage_without_a_copy_through_the_host(
     packed = list((shared_place.home.folder.parent / "storage" / "environments").iterdir())
     assert any(file.name.endswith(".tar.zst") for file in packed)
 
+    # The folder is there for all tasks, and what is packed in it for none.
+    script = (
+        "import os, pathlib;"
+        "pathlib.Path('/shared/by-a-task').write_text('1');"
+        "print(os.listdir('/shared/environments'))"
+    )
+    done = shared_place.home.run("kohaku", *demo("python3", "-c", script, flags=("--follow",)))
+    assert (done.code, done.out) == (0, "[]\n"), (done, shared_place.logs())
+    storage = shared_place.home.folder.parent / "storage"
+    assert (storage / "by-a-task").read_text() == "1"
+    mount = f"{storage}:/x"
+    done = shared_place.home.run("kohaku", *demo("true", flags=("--wait", "--mount", mount)))
+    assert done.code != 0, "what is packed was mounted beside the shared folder"
+
 
 def test_a_task_sees_who_it_is_and_its_own_folders(place: ContainerHome) -> None:
     script = (

@@ -18,6 +18,7 @@ from kohaku_daemon.backends.docker.container import Surroundings
 from kohaku_daemon.backends.docker.mounts import SHARED, MountRules, bind, cover, resolve_fixed
 from kohaku_daemon.backends.docker.record import ContainerRecord, make_writable
 from kohaku_daemon.core.workload import Launch
+from kohaku_daemon.packing.pieces import ENVIRONMENTS
 
 #: The part of the scratch folder that a container sees. Root in it may make programs there that
 #: anybody could run as root, so nobody else gets at it: the folder above is the runner's alone.
@@ -48,6 +49,7 @@ def lay_out(
     """
     settings = here.settings
     shared = [Path(here.shared_dir)] if here.shared_dir else []
+    hidden = (*hidden, *_close_environments(shared))
     rules = MountRules(
         roots=(*settings.mount_roots, *shared),
         allows_any=settings.allow_any_mount,
@@ -72,6 +74,19 @@ def lay_out(
         why = (error.strerror or str(error)).lower()
         raise BackendFailed(f"cannot make its files on this node: {why}") from error
     return LaidOut(replace(folders, scratch=inside), mounts)
+
+
+def _close_environments(shared: Sequence[Path]) -> list[Path]:
+    """Name what tasks must not get at in shared folders, and see that it is there to be covered.
+
+    Root in a container could spoil packed environments, read what others have in theirs, or have
+    a link wait for the host in the place where it writes them.
+    """
+    packed = [folder / ENVIRONMENTS for folder in shared]
+    for folder in packed:
+        with suppress(OSError):  # the storage may be read-only here: then it is for tasks too
+            folder.mkdir(mode=0o755, exist_ok=True)
+    return packed
 
 
 def _mount_machine(folders: Sequence[str], hidden: Sequence[Path]) -> list[dict[str, Any]]:

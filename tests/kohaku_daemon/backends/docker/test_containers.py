@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -45,9 +46,7 @@ async def rig(dockerd: Dockerd, root: Path) -> AsyncIterator[Rig]:
         async with build_rig(make, ImagePrograms(), root) as rig:
             yield rig
     finally:
-        for path in shared.iterdir():
-            path.unlink()
-        shared.rmdir()
+        shutil.rmtree(shared)
 
 
 async def say(rig: Rig, spec: TaskSpec, claim: Claim | None = None, **fields: object) -> str:
