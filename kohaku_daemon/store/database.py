@@ -1,7 +1,8 @@
 """Opening SQLite files the way all of the store does, and its errors in our words.
 
 Knows: pragmas, file modes, transactions, what each kind of SQLite error asks a person to do,
-how a file is looked at and copied without changing it.
+what the kernel makes of pages that a disk did not take, how a file is looked at and copied
+without changing it.
 Does not know: any table.
 
 One connection writes and another reads, so that the event loop reads while a writer thread
@@ -13,7 +14,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final, Literal
 
@@ -60,9 +61,81 @@ _REASONS: Final = {
 }
 
 
+class Writer(sqlite3.Connection):
+    """The connection that writes. What it could not write may be written again.
+
+    SQLite writes the same bytes again to the same place, which is not enough: the kernel takes
+    pages that it failed to write for written, and ext4 then also forgets that their place on
+    the disk holds nothing yet. The second write succeeds, and what was written is there until
+    memory runs short; then zeros are read (https://lwn.net/Articles/752063/ tells of the first
+    half, tests/system/test_disks.py shows the second). So after a failure the kernel is made
+    to forget these pages, and the next write begins from what the disk has.
+
+    Not noticed is a checkpoint that fails between two commits that do not.
+    """
+
+    _path: Path
+    #: The main file, once it was needed here. Closed last: that would take SQLite's locks away
+    #: (https://www.sqlite.org/howtocorrupt.html, 2.2).
+    _file: int | None = None
+
+    @contextmanager
+    def statement(self) -> Iterator[None]:
+        """Let the block execute one statement, a transaction of its own.
+
+        Raises:
+            Unavailable: SQLite could not; nothing was kept, and the same may be tried again.
+        """
+        with translated(self._path):
+            try:
+                yield
+            except sqlite3.OperationalError:
+                self._forget_pages()
+                raise
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit what the block does, or nothing of it. Raises as ``statement``."""
+        with self.statement():
+            self.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.execute("COMMIT")
+            except BaseException:
+                # A full disk may have ended the transaction already
+                # (https://www.sqlite.org/lang_transaction.html#response_to_errors_within_a_transaction).
+                if self.in_transaction:
+                    self.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        """Close the file, after every other connection of this process to it."""
+        super().close()
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _forget_pages(self) -> None:
+        with suppress(OSError):  # as when files are open to the limit: then it is as it was
+            if self._file is None:
+                self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            _forget(self._file)
+            # The log holds no locks: they are on the index beside it.
+            log = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                _forget(log)
+            finally:
+                os.close(log)
+
+
+def _forget(fd: int) -> None:
+    """Have the kernel forget the pages of a file that it takes for written."""
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def open_writer(
     path: Path, steps: Sequence[SqlStep], *, synchronous: Synchronous = "FULL"
-) -> sqlite3.Connection:
+) -> Writer:
     """Open for writing, make the file if it is missing (mode 0600), bring its schema up to date.
 
     A file that is refused is left as it is, byte by byte.
@@ -74,7 +147,9 @@ def open_writer(
     _make(path)
     examine(path, steps)
     with translated(path):
-        connection = _connect(path)
+        connection = _connect(path, kind=Writer)
+        assert isinstance(connection, Writer)
+        connection._path = path
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA synchronous = {synchronous}")
@@ -173,26 +248,6 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def transaction(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
-    """Commit what the block does, or nothing of it.
-
-    Raises:
-        Unavailable: SQLite could not; the connection is usable again.
-    """
-    with translated(path):
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            connection.execute("COMMIT")
-        except BaseException:
-            # A full disk may have ended the transaction already
-            # (https://www.sqlite.org/lang_transaction.html#response_to_errors_within_a_transaction).
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-
-
-@contextmanager
 def translated(path: Path) -> Iterator[None]:
     """Turn what SQLite says of the file into Unavailable. Broken constraints are bugs and pass."""
     try:
@@ -222,7 +277,12 @@ def _make(path: Path) -> None:
         ) from error
 
 
-def _connect(path: Path, mode: Literal["rw", "ro"] = "rw") -> sqlite3.Connection:
+def _connect(
+    path: Path,
+    mode: Literal["rw", "ro"] = "rw",
+    *,
+    kind: type[sqlite3.Connection] = sqlite3.Connection,
+) -> sqlite3.Connection:
     # A URI, and not a path, so that a file that is not there is never made by looking at it.
     # Each connection is used by one thread at a time, but not always by the one that opened it.
     return sqlite3.connect(
@@ -232,4 +292,5 @@ def _connect(path: Path, mode: Literal["rw", "ro"] = "rw") -> sqlite3.Connection
         isolation_level=None,
         check_same_thread=False,
         cached_statements=256,
+        factory=kind,
     )

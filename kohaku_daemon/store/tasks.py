@@ -24,9 +24,9 @@ from kohaku_daemon.core.cluster.records import AuditRecord, BatchRecord, EventRe
 from kohaku_daemon.store import migrations
 from kohaku_daemon.store.database import (
     Synchronous,
+    Writer,
     open_reader,
     open_writer,
-    transaction,
     translated,
 )
 from protocol.ids import BatchId, TaskId
@@ -181,7 +181,7 @@ _DROP_AUDITS: Final = """
 class TaskStore:
     """The open file."""
 
-    def __init__(self, path: Path, writer: sqlite3.Connection, reader: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, writer: Writer, reader: sqlite3.Connection) -> None:
         self._path = path
         self._writer = writer
         self._reader = reader
@@ -229,10 +229,10 @@ class TaskStore:
         if not (group.batches or events or audits):
             # A transaction of its own, as nearly every group: each statement more is a wait for
             # the event loop's thread to let go of the interpreter.
-            with self._writing, translated(self._path):
+            with self._writing, self._writer.statement():
                 self._put_tasks(group.tasks)
             return
-        with self._writing, transaction(self._writer, self._path):
+        with self._writing, self._writer.transaction():
             self._writer.executemany(_PUT_BATCH, group.batches)
             self._put_tasks(group.tasks)
             self._writer.executemany(_PUT_EVENT, events)
@@ -260,7 +260,7 @@ class TaskStore:
         Raises:
             Unavailable: The disk is full or failed. Nothing was deleted.
         """
-        with self._writing, transaction(self._writer, self._path):
+        with self._writing, self._writer.transaction():
             return (
                 self._prune_tasks(tasks_before, limit)
                 + self._prune_events(events_before, limit)

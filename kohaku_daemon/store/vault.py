@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from kohaku_daemon.store import migrations
-from kohaku_daemon.store.database import open_reader, open_writer, transaction, translated
+from kohaku_daemon.store.database import Writer, open_reader, open_writer, translated
 from protocol.errors import Conflict, Unavailable
 
 #: Keys that are set by one statement, which is a transaction of its own: each statement lets go
@@ -30,9 +30,7 @@ _AT_ONCE: Final = 32
 class Vault:
     """The open file."""
 
-    def __init__(
-        self, path: Path, lock: int, writer: sqlite3.Connection, reader: sqlite3.Connection
-    ) -> None:
+    def __init__(self, path: Path, lock: int, writer: Writer, reader: sqlite3.Connection) -> None:
         self._path = path
         self._lock = lock
         self._writer = writer
@@ -113,10 +111,10 @@ class Vault:
         gone = [(key,) for key in drops]
         with self._writing:
             if not gone and 0 < len(puts) <= _AT_ONCE:
-                with translated(self._path):
+                with self._writer.statement():
                     self._writer.execute(_render_put(len(puts)), [*chain(*puts.items())])
                 return
-            with transaction(self._writer, self._path):
+            with self._writer.transaction():
                 self._writer.executemany("DELETE FROM kv WHERE key = ?", gone)
                 self._writer.executemany(_render_put(1), puts.items())
 

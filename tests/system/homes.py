@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kohaku_daemon.local import pidfiles
+
 BIN = Path(sys.executable).parent
 DEADLINE_S = 30.0
 
@@ -74,7 +76,12 @@ class Home:
     def pid(self, name: str) -> int:
         """Give the process id of ``host`` or ``runner-NAME``."""
         (file,) = self.folder.rglob(f"{name}.pid")
-        return int(file.read_text().split()[0])
+        # What is in it may not have reached a disk that fails; who holds it the kernel knows.
+        return pidfiles.holder(file) or int(file.read_text().split()[0])
+
+    def runs(self, name: str) -> bool:
+        """Say whether ``host`` or ``runner-NAME`` runs."""
+        return any(pidfiles.holder(file) for file in self.folder.rglob(f"{name}.pid"))
 
     def kill(self, name: str) -> None:
         """kill -9 a daemon and wait until it is gone."""

@@ -6,11 +6,18 @@ know: daemons.
 Device mapper (dm-error, dm-flakey) is often not in a kernel, and ``mount -o remount,ro`` is
 refused while a file is open for writing. So writes fail by a loop device whose own disk is
 full, and a disk becomes read-only as it does in life: ext4 finds an error.
+
+Of a disk that fails, what the file system itself keeps is written all the same: this is a
+volume without room behind it, not a broken file system. What could not be written is clean to
+the kernel, which may forget it at any time (https://wiki.postgresql.org/wiki/Fsync_Errors);
+``forget`` has it do so at once, and not only on a machine whose memory is full.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +25,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.homes import wait_for
+
 _MIB = 2**20
+#: Bytes of a block of ext4.
+_BLOCK = 4096
 
 
 class Disk:
@@ -27,6 +38,11 @@ class Disk:
     def __init__(self, fail: Callable[[], None], mend: Callable[[], None]) -> None:
         self.fail = fail
         self.mend = mend
+
+    def forget(self) -> None:
+        """Have the kernel forget every page it takes for written (Documentation/sysctl/vm.rst)."""
+        os.sync()
+        Path("/proc/sys/vm/drop_caches").write_text("1")
 
 
 @contextmanager
@@ -43,12 +59,21 @@ def failing_disk(place: Path, aside: Path) -> Iterator[Disk]:
 
     ``aside`` is a folder for what lies behind it.
     """
-    with _mounted(aside, "-t", "tmpfs", "-o", "size=16m", "tmpfs"):
-        # Without a journal: one that cannot be written makes all of it read-only for good.
-        image = _make_image(aside, "-O", "^has_journal")
+    with _mounted(aside, "-t", "tmpfs", "-o", "size=20m", "tmpfs"):
+        image = _make_image(aside)
+        _back_used_blocks(image)
         filler = aside / "filler"
         with _looped(image) as device, _mounted(place, "-o", "errors=continue", device):
-            yield Disk(lambda: _fill(filler), lambda: filler.unlink(missing_ok=True))
+            # One block at a time: of a write that has room for its beginning only, the kernel's
+            # loop device says that all of it is written (drivers/block/loop.c, lo_complete_rq).
+            limit = Path("/sys/block") / Path(device).name / "queue" / "max_sectors_kb"
+            limit.write_text(str(_BLOCK // 1024))
+
+            def fail() -> None:
+                os.sync()  # what is older than half a minute is on the disk in life too
+                _fill(filler)
+
+            yield Disk(fail, lambda: filler.unlink(missing_ok=True))
 
 
 @contextmanager
@@ -65,6 +90,8 @@ def broken_disk(place: Path, aside: Path) -> Iterator[Disk]:
 
         def mend() -> None:
             _run("umount", place)
+            # A task that is just ending may have a copy of the mount in its own namespace.
+            wait_for(lambda: _is_free(device), f"{device} to be unmounted everywhere")
             # 1: errors were corrected (man 8 e2fsck).
             assert subprocess.run(["e2fsck", "-fy", device], capture_output=True).returncode <= 1
             _run("mount", device, place)
@@ -91,12 +118,37 @@ def _fill(filler: Path) -> None:
                 continue
 
 
-def _make_image(folder: Path, *options: str) -> Path:
+def _make_image(folder: Path) -> Path:
     image = folder / "image"
     with image.open("wb") as file:
         file.truncate(32 * _MIB)
-    _run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0", *options, image)
+    _run("mkfs.ext4", "-q", "-b", str(_BLOCK), "-E", "lazy_itable_init=0", image)
     return image
+
+
+def _back_used_blocks(image: Path) -> None:
+    """Give what the file system needs for itself, its journal too, room behind it for good.
+
+    A new one has it all at the beginning. A journal that cannot be written would make all of
+    it read-only for good, and lost bitmaps would have two files share their blocks.
+    """
+    free = re.search(r"^  Free blocks: (\d+)-\d+$", _run("dumpe2fs", image), re.MULTILINE)
+    assert free is not None
+    with image.open("r+b") as file:
+        used = file.read(int(free[1]) * _BLOCK)
+        file.seek(0)
+        file.write(used)
+
+
+def _is_free(device: str) -> bool:
+    """Say whether a block device is mounted nowhere: then it can be opened as ours alone."""
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 @contextmanager

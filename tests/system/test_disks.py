@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.homes import Done, Home, is_running, wait_for
+from tests.system.homes import Done, Home, wait_for
 from tests.system.small_disks import Disk, broken_disk, failing_disk, full_disk, need_disks
 
 pytestmark = pytest.mark.slow
@@ -84,6 +84,7 @@ def test_a_host_that_cannot_store_refuses_serves_reads_says_so_and_recovers(
     case.disk.fail()
     answered, refused = submit_until_refused(home)
     assert re.search("could not be stored so far, and may yet be|cannot store", refused.err)
+    case.disk.forget()
     second = home.run("kohaku", "task", "submit", "--", "true")
     assert (second.code, second.out) == (3, "")
     assert "the host cannot store anything now" in second.err
@@ -110,6 +111,7 @@ def test_a_host_that_cannot_store_refuses_serves_reads_says_so_and_recovers(
     assert log.count("cannot store changes") == log.count("can be stored again") == 1
 
     home.kill("host")
+    case.disk.forget()
     home.up()
     assert home.json("task", "show", kept)["state"] == "completed"
     assert len(home.json("task", "list", "--all")["tasks"]) == len(rows)
@@ -125,6 +127,7 @@ def test_a_host_killed_while_it_cannot_store_has_all_it_answered(
     case.disk.fail()
     answered, _ = submit_until_refused(home)
     home.kill("host")
+    case.disk.forget()
     # It may start again, or say why it does not.
     again = home.run("kohakud", "up", "--detach")
     assert again.code == 0 or re.search("No space|disk is full|disk I/O", again.err), again
@@ -283,7 +286,7 @@ def submit_until_refused(home: Home) -> tuple[list[str], Done]:
 def recover(home: Home, disk: Disk) -> None:
     """Mend the host's disk, and wait until a host that runs has noticed."""
     disk.mend()
-    if is_running(home.pid("host")):
+    if home.runs("host"):
         wait_for(lambda: readiness(home) == (200, "ready\n"), "the host to store again")
 
 
