@@ -216,7 +216,7 @@ class LoopTime:
         place = self.stand(purse, lane)
         try:
             yield from place
-        except BaseException:
+        except BaseException:  # mostly that it is cancelled: its turn goes to the next
             if place.done() and not place.cancelled():
                 self.leave()  # its time had come
             raise

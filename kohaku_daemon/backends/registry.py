@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from kohaku_daemon.backends.base import Backend
+from kohaku_daemon.backends.docker.images.source import ImageSource
 from kohaku_daemon.backends.docker.settings import DockerSettings
-from kohaku_daemon.backends.docker.source import ImageSource
 from kohaku_daemon.backends.process.settings import ProcessSettings
 from protocol.errors import Unsupported
 from protocol.models.task import DOCKER
@@ -68,7 +68,7 @@ def _make_process(place: BackendPlace) -> Backend:
 
 def _make_docker(place: BackendPlace) -> Backend:
     from kohaku_daemon.backends.docker.backend import DockerBackend
-    from kohaku_daemon.backends.docker.no_images import NoImages
+    from kohaku_daemon.backends.docker.images.no_source import NoImages
 
     return DockerBackend(
         state_root=place.state_root / DOCKER,

@@ -78,7 +78,7 @@ class Dockerd:
             connector = aiohttp.UnixConnector(str(self._socket), limit=0)
             try:
                 docker = aiodocker.Docker(url="unix://localhost", connector=connector)
-            except BaseException:
+            except BaseException:  # a cancelled caller's socket is closed as well
                 await connector.close()
                 raise
             self._docker = docker

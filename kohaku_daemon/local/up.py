@@ -126,7 +126,7 @@ async def bring_up(home: Home, wanted: Wanted) -> Cluster:
         if nodes or not failures:
             # Else it may be the very wish that cannot be fulfilled.
             home.remember(msgspec.structs.replace(home.recall(), runners=count, backend=backend))
-    except BaseException:
+    except BaseException:  # Ctrl-C and a cancelled wait above all
         # Nothing stays behind a host that did not start, or a start that somebody gave up.
         daemons.stop(daemon for daemon in (*runners, host) if daemon.was_started_here)
         raise

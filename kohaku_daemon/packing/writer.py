@@ -166,7 +166,7 @@ class PackWriter:
                 file.write(listed)
                 _sync(file)
             before.replace(path)
-        except BaseException:
+        except BaseException:  # half a list is rubbish, whyever it is half
             before.unlink(missing_ok=True)
             raise
 

@@ -24,7 +24,7 @@ import msgspec
 from frame import NotMeasured, Row, interleave
 from stage import Stage, stage
 
-from kohaku_daemon.backends.docker.images import Images
+from kohaku_daemon.backends.docker.images.bringing import Images
 from kohaku_daemon.core.access.tokens import TokenKind, make_token
 from kohaku_daemon.dockerd.connection import Dockerd
 from kohaku_daemon.dockerd.images import EngineImages

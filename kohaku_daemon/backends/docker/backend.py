@@ -45,19 +45,19 @@ from kohaku_daemon.backends.docker.container import (
 from kohaku_daemon.backends.docker.engine import Containers, ListedContainer
 from kohaku_daemon.backends.docker.engine_watch import EngineWatch
 from kohaku_daemon.backends.docker.fates import Fates
-from kohaku_daemon.backends.docker.images import Images
+from kohaku_daemon.backends.docker.images.bringing import Images
+from kohaku_daemon.backends.docker.images.machine_images import MachineImages
+from kohaku_daemon.backends.docker.images.source import ImageSource
+from kohaku_daemon.backends.docker.images.task_images import TaskImages
 from kohaku_daemon.backends.docker.init import make_init
 from kohaku_daemon.backends.docker.keeping import Keeping
 from kohaku_daemon.backends.docker.kept import KeptContainer
 from kohaku_daemon.backends.docker.layout import lay_out
-from kohaku_daemon.backends.docker.machine_images import MachineImages
 from kohaku_daemon.backends.docker.reading import describe_engine
 from kohaku_daemon.backends.docker.record import ContainerRecord, list_names, name_launch
 from kohaku_daemon.backends.docker.settings import DockerSettings
-from kohaku_daemon.backends.docker.source import ImageSource
 from kohaku_daemon.backends.docker.starting import give_up, start_container
 from kohaku_daemon.backends.docker.stopping import stop_container
-from kohaku_daemon.backends.docker.task_images import TaskImages
 from kohaku_daemon.backends.docker.usage import find_group
 from kohaku_daemon.backends.process.tree import read_boot_id
 from kohaku_daemon.clock import Clock, SystemClock
@@ -343,7 +343,7 @@ class DockerBackend:
         kept = self._keeping.keep(handle)
         try:
             finding = await self._fates.find(kept)
-        except BaseException:
+        except BaseException:  # a caller that gave up too leaves nothing remembered half
             if known is None:
                 self._keeping.forget(kept)
             raise

@@ -40,7 +40,7 @@ async def stop_container(containers: Containers, kept: KeptContainer, grace_s: f
         kept.killer = killer
         if grace_s <= 0:
             await asyncio.wait({killer}, timeout=_TELL_S)
-    except BaseException:
+    except BaseException:  # whoever is cancelled here has asked for nothing either
         if kept.kill_at == kill_at:
             kept.kill_at = None  # whoever asks again is the first
         raise

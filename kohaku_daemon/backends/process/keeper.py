@@ -244,7 +244,7 @@ def run(me: Keeper, link: socket.socket, guard: int) -> None:
     try:
         KeeperLoop(me, link, guard).serve()
         status = 0
-    except BaseException:
+    except BaseException:  # we leave by _exit, which would swallow whatever it is
         # To the log. The module ``traceback`` would be half a megabyte in each of us.
         sys.excepthook(*sys.exc_info())
     finally:

@@ -279,8 +279,8 @@ def _be_stage(plan: LaunchPlan, sinks: Sequence[int], answer: int) -> None:
         sandbox.become(plan, sinks)
     except StepFailed as error:
         say("failed", str(error))
-    except BaseException as error:
-        say("failed", f"cannot start: {error!r}")  # a bug of ours; silence would mean "it runs"
+    except BaseException as error:  # even a bug of ours; silence would mean "it runs"
+        say("failed", f"cannot start: {error!r}")
     finally:
         os._exit(127)
 

@@ -212,7 +212,7 @@ import asyncio, sys
 from pathlib import Path
 from kohaku_daemon.backends.base import TaskFolders
 from kohaku_daemon.backends.docker.backend import DockerBackend
-from kohaku_daemon.backends.docker.no_images import NoImages
+from kohaku_daemon.backends.docker.images.no_source import NoImages
 from kohaku_daemon.backends.docker.settings import DockerSettings
 from kohaku_daemon.core.workload import Handle, Launch
 from protocol.ids import BatchId, TaskId

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kohaku_daemon.backends.docker.machine import build_machine_image
+from kohaku_daemon.backends.docker.images.machine import build_machine_image
 
 
 @pytest.fixture

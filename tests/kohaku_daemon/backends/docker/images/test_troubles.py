@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kohaku_daemon.backends.docker.image_troubles import explain_pull, is_full
+from kohaku_daemon.backends.docker.images.troubles import explain_pull, is_full
 from kohaku_daemon.dockerd.errors import EngineRefused
 
 

@@ -19,9 +19,9 @@ from typing import Final
 
 from kohaku_daemon.backends.base import BackendAway, BackendFailed, OnProgress
 from kohaku_daemon.backends.docker.efforts import Efforts
-from kohaku_daemon.backends.docker.image_notes import ImageNote, ImageNotes
-from kohaku_daemon.backends.docker.image_troubles import explain_pull, is_full
-from kohaku_daemon.backends.docker.source import ImageSource
+from kohaku_daemon.backends.docker.images.notes import ImageNote, ImageNotes
+from kohaku_daemon.backends.docker.images.source import ImageSource
+from kohaku_daemon.backends.docker.images.troubles import explain_pull, is_full
 from kohaku_daemon.clock import Clock, SystemClock
 from kohaku_daemon.core.workload import Launch
 from kohaku_daemon.dockerd.connection import Dockerd

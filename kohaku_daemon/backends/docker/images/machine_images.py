@@ -14,7 +14,7 @@ from typing import Final
 from kohaku_daemon.backends.base import BackendFailed
 from kohaku_daemon.backends.docker.container import ImageFacts
 from kohaku_daemon.backends.docker.errors import engine_errors
-from kohaku_daemon.backends.docker.machine import (
+from kohaku_daemon.backends.docker.images.machine import (
     MACHINE_REPOSITORY,
     MachineImage,
     build_machine_image,

@@ -13,8 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from kohaku_daemon.backends.base import BackendAway, BackendFailed
-from kohaku_daemon.backends.docker import images as module
-from kohaku_daemon.backends.docker.images import Images
+from kohaku_daemon.backends.docker.images.bringing import Images
 from kohaku_daemon.clock import SystemClock
 from kohaku_daemon.core.workload import Launch
 from kohaku_daemon.dockerd.connection import Dockerd as Connection
@@ -353,7 +352,7 @@ async def test_when_the_disk_is_short_the_one_unused_longest_goes(
     async def is_short(_: Images) -> bool:
         return next(rest)
 
-    monkeypatch.setattr(module.Images, "_is_short", is_short)
+    monkeypatch.setattr(Images, "_is_short", is_short)
     wanted = rig.images.name_of(launch_of(three))
     assert await rig.images.collect([wanted]) == 1
     assert [rig.has(version.image) for version in versions] == [True, True, True, False]
@@ -369,7 +368,7 @@ async def test_what_was_just_used_stays(rig: Rig, monkeypatch: pytest.MonkeyPatc
     async def is_short(_: Images) -> bool:
         return True
 
-    monkeypatch.setattr(module.Images, "_is_short", is_short)
+    monkeypatch.setattr(Images, "_is_short", is_short)
     assert await rig.images.collect() == 0
     assert rig.has(version.image)
 
@@ -513,7 +512,7 @@ class TestRegistry:
         async def is_short(_: Images) -> bool:
             return True
 
-        monkeypatch.setattr(module.Images, "_is_short", is_short)
+        monkeypatch.setattr(Images, "_is_short", is_short)
         rig.clock.later_s = 3600
         await rig.images.collect()
         assert rig.has("second:1"), "somebody loaded it under this name"

@@ -9,8 +9,8 @@ from typing import Final
 
 from kohaku_daemon.backends.docker.container import ImageFacts
 from kohaku_daemon.backends.docker.errors import engine_errors
-from kohaku_daemon.backends.docker.images import Images
-from kohaku_daemon.backends.docker.machine_images import MachineImages
+from kohaku_daemon.backends.docker.images.bringing import Images
+from kohaku_daemon.backends.docker.images.machine_images import MachineImages
 from kohaku_daemon.backends.docker.reading import read_image
 from kohaku_daemon.core.workload import Launch
 from kohaku_daemon.dockerd.images import EngineImages

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kohaku_daemon.backends.docker.image_notes import ImageNote, ImageNotes
+from kohaku_daemon.backends.docker.images.notes import ImageNote, ImageNotes
 
 
 async def reopened(file: Path) -> ImageNotes:
