@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiodocker
-from frame import NotMeasured, Row, interleave
+from engines import docker_engine
+from frame import Row, interleave
 from stage import Stage, cluster, cpu_s
 
 from kohaku_daemon.dockerd.connection import Dockerd
@@ -58,7 +58,7 @@ class _Figures:
 def containers(rounds: int) -> list[Row]:
     """Docker: one container after the other, four at a time, and the capture of 100 MB of log."""
     figures = _Figures()
-    with _engine() as engine, _cluster(engine) as place:
+    with docker_engine(image=_IMAGE, live_restore=True) as engine, _cluster(engine) as place:
         image = _pack(place)
         hand = _Hand(engine.socket, image)
         one, one_by_hand = interleave(
@@ -101,21 +101,6 @@ def containers(rounds: int) -> list[Row]:
             figures.runner_grown_mib[-rounds:], goal="<= 32 MiB",
         ),
     ]  # fmt: skip
-
-
-@contextmanager
-def _engine() -> Iterator[Any]:
-    root = str(Path(__file__).parents[2])
-    if root not in sys.path:
-        sys.path.insert(0, root)  # engines and images are shared with the tests
-    from tests.support import dockerds
-    from tests.support.docker_images import busybox_image
-
-    if missing := dockerds.what_is_missing():
-        raise NotMeasured(missing)
-    with dockerds.Dockerd(live_restore=True) as engine:
-        engine.load(busybox_image(_IMAGE))
-        yield engine
 
 
 @contextmanager

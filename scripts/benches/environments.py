@@ -12,16 +12,16 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from frame import NotMeasured, Row, interleave
+from engines import docker_engine
+from frame import Row, interleave
 from stage import Stage, stage
 
 from kohaku_daemon.backends.docker.images.bringing import Images
@@ -61,7 +61,7 @@ class _Case:
 
 def environments(rounds: int) -> list[Row]:
     """Bringing an environment of 500 MB from the host to a node's engine."""
-    with _engine() as maker, _engine() as engine, stage() as place:
+    with docker_engine() as maker, docker_engine() as engine, stage() as place:
         place.start_host(KOHAKU_HOSTD_DOCKER_SOCKET=str(maker.socket))
         case = asyncio.run(_prepare(place, maker, engine))
         asyncio.run(_join(place))
@@ -90,19 +90,6 @@ def environments(rounds: int) -> list[Row]:
             "environments.host_cpu", "CPU of the host for 500 MB", "s", case.host_s[-rounds:],
         ),
     ]  # fmt: skip
-
-
-@contextmanager
-def _engine() -> Iterator[Any]:
-    root = str(Path(__file__).parents[2])
-    if root not in sys.path:
-        sys.path.insert(0, root)  # engines and images are shared with the tests
-    from tests.support import dockerds
-
-    if missing := dockerds.what_is_missing():
-        raise NotMeasured(missing)
-    with dockerds.Dockerd() as engine:
-        yield engine
 
 
 async def _prepare(place: Stage, maker: Any, engine: Any) -> _Case:
