@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import importlib.util
 import json
 import os
 import platform
@@ -186,9 +185,6 @@ def _advise_cgroups() -> str:
 
 
 def _gpus() -> Part:
-    if importlib.util.find_spec("pynvml") is None:
-        advice = "for NVIDIA GPUs: pip install nvidia-ml-py"
-        return Part("gpus", Verdict.MISSING, "nvidia-ml-py is not installed", advice)
     gpus = Gpus(Path("/"))
     try:
         found = gpus.inventory()

@@ -9,12 +9,12 @@ The library is started once and kept: without nvidia-persistenced its start take
 
 from __future__ import annotations
 
-import importlib
+import ctypes
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from msgspec.structs import replace
 
@@ -24,6 +24,8 @@ from protocol.models.node import Gpu, GpuProcess, GpuReading, mig_index
 
 _log: Final = logging.getLogger(__name__)
 
+#: NVML, as the driver brings it and nvidia-ml-py opens it.
+_LIBRARY: Final = "libnvidia-ml.so.1"
 #: Processes told of one GPU, and of all together: some 50 bytes each, in a message of at most
 #: 256 KiB.
 _MOST_PROCESSES: Final = 32
@@ -95,21 +97,27 @@ class Gpus:
         if self._nvml is not None:
             return True
         try:
-            nvml = importlib.import_module("pynvml")
-        except ImportError:
-            return False
+            # A machine without the driver is spared the 2 MB that the package takes.
+            ctypes.CDLL(_LIBRARY)
+        except OSError:
+            return self._be_absent("there is no driver")
+        import pynvml as nvml
+
         try:
             nvml.nvmlInit()
         except nvml.NVMLError as error:
-            # The usual case on a machine without GPUs; worth a line, once, and no warning.
-            if str(error) != self._absent:
-                self._absent = str(error)
-                _log.info("no NVIDIA GPUs: %s", error)
-            return False
+            return self._be_absent(str(error))
         self._nvml = nvml
         # Those of an earlier start are void.
         self._handles = dict.fromkeys(self._handles)
         return True
+
+    def _be_absent(self, why: str) -> Literal[False]:
+        # The usual case on a machine without GPUs; worth a line, once, and no warning.
+        if why != self._absent:
+            self._absent = why
+            _log.info("no NVIDIA GPUs: %s", why)
+        return False
 
     def _count(self) -> int:
         try:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from kohaku_daemon.probe.gpus import Gpus
 from tests.kohaku_daemon.probe.conftest import put
 from tests.support.fake_gpus import build_fake_nvml
 
@@ -220,10 +219,21 @@ def test_gpus_answer_again_once_the_driver_is_back_without_an_inventory(machine:
     assert machine.ask("read")[0]["used_percent"] == 37.0
 
 
-def test_without_the_package_there_are_no_gpus(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    gpus = Gpus(tmp_path)
-    assert (gpus.inventory(), gpus.read()) == ((), ())
-    gpus.close()
+_WITHOUT_DRIVER = """
+import logging, sys
+from pathlib import Path
+from kohaku_daemon.probe import gpus
+gpus._LIBRARY = "libnvidia-ml-that-is-not-there.so.1"  # also where the tests run on a GPU
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+found = gpus.Gpus(Path(sys.argv[1]))
+print(found.inventory(), found.inventory() + found.read(), "pynvml" in sys.modules)
+"""
+
+
+def test_without_a_driver_there_are_no_gpus_and_nothing_is_loaded(tmp_path: Path) -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_DRIVER, str(tmp_path)],
+        capture_output=True, check=True, text=True,
+    )  # fmt: skip
+    assert said.stdout == "() () False\n"
+    assert said.stderr == "no NVIDIA GPUs: there is no driver\n", "once"
